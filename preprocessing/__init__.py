@@ -1,0 +1,1 @@
+"""From video files to shards; plain functions that know no scheduler."""

@@ -1,0 +1,1 @@
+"""How frames look on disk and who reads what, when."""

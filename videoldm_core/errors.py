@@ -1,0 +1,9 @@
+"""Errors that a user, a file or a cluster can cause; everything else is a bug and may show a traceback."""
+
+
+class UserError(Exception):
+    """One sentence for the user: what is wrong, the value, what was expected and what to do."""
+
+
+class ShardError(UserError):
+    """A shard or a store on disk is not what its manifest says."""

@@ -1,0 +1,61 @@
+"""Files that are complete or absent: written under a temporary name, then renamed."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from videoldm_core.errors import UserError
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Writes `content` so that `path` either holds all of it or is what it was before.
+
+    Raises:
+        UserError: the folder cannot be written to (read-only, full).
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise disk_error(path, error) from error
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """`write_bytes_atomically` for UTF-8 text."""
+    write_bytes_atomically(path, text.encode())
+
+
+def disk_error(path: Path, error: OSError) -> UserError:
+    """The user's sentence for an operating-system error on `path`."""
+    return UserError(
+        f"Cannot write {str(path)!r}: {error.strerror or error}; "
+        "free space there or choose another output folder, then run the same command again."
+    )
+
+
+def publish_folder(part: Path, final: Path) -> None:
+    """Makes the complete folder `part` appear as `final` in one rename; an older `final` goes first."""
+    if final.exists():
+        shutil.rmtree(final)
+    part.replace(final)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_folder(folder: Path) -> str:
+    """Hex SHA-256 over the names and bytes of every file below `folder`, in name order."""
+    total = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        total.update(f"{path.relative_to(folder).as_posix()}\0{sha256_of_file(path)}\n".encode())
+    return total.hexdigest()

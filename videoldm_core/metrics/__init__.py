@@ -1,0 +1,1 @@
+"""What each stage must beat, and by how much it does."""

@@ -1,0 +1,1 @@
+"""Networks: an untouched image model and the temporal layers between its own."""

@@ -1,0 +1,54 @@
+"""The base of every configuration and result record: typed, frozen, JSON both ways."""
+
+import difflib
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from videoldm_core.errors import UserError
+
+R = TypeVar("R", bound="Record")
+
+
+class Record(BaseModel):
+    """A frozen record; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def parse_record(kind: type[R], values: Any, *, where: str) -> R:
+    """Validates `values` as a record of type `kind`.
+
+    Args:
+        where: what the values are, for the message ("the run file tiny.yaml").
+
+    Raises:
+        UserError: names the first wrong key and its value; an unknown key comes with its nearest match.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_sentence(kind, error)}") from None
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A hint to append to an error: the nearest known word, or all of them."""
+    match = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(sorted(known))}."
+
+
+def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        known = sorted(_fields_at(kind, path[:-1]))
+        return f"unknown key {'.'.join(path)!r}; {nearest(path[-1], known)}"
+    return f"{'.'.join(path) or 'value'} = {first['input']!r}: {first['msg']}."
+
+
+def _fields_at(kind: Any, path: list[str]) -> list[str]:
+    """Field names of the record found by following `path`; empty when it leads outside records."""
+    for name in path:
+        field = getattr(kind, "model_fields", {}).get(name)
+        kind = field.annotation if field else None
+    return list(getattr(kind, "model_fields", {}))
