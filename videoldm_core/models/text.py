@@ -1,0 +1,282 @@
+"""The frozen text encoder: an OpenCLIP text tower that returns one hidden state per token.
+
+Built at random from a seed, kept in a folder of its own, or loaded from published OpenCLIP weights.
+open_clip is imported when a tower is made, never before: training reads stored embeddings.
+"""
+
+import hashlib
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from videoldm_core.errors import UserError
+from videoldm_core.files import write_bytes_atomically, write_text_atomically
+from videoldm_core.records import Record, nearest, parse_record
+
+CLIP_VOCABULARY = 49408  # OpenCLIP's byte-pair vocabulary, with its start and end tokens
+_END_OF_TEXT = CLIP_VOCABULARY - 1
+_TEXT_KEYS = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.")
+
+
+class TextConfig(Record):
+    """The shape of a text tower and which of its states are the conditioning."""
+
+    context_length: int = Field(default=77, ge=2)  # tokens per caption; longer captions are cut
+    width: int = Field(default=768, ge=1)  # the embedding dimension d
+    heads: int = Field(default=12, ge=1)
+    layers: int = Field(default=12, ge=1)
+    output: Literal["last", "penultimate"] = "last"  # layer; SD 2.x reads the penultimate
+    vocab_size: int = Field(default=CLIP_VOCABULARY, ge=CLIP_VOCABULARY)
+    seed: int = 0  # of random weights; loaded weights ignore it
+    activation: Literal["gelu", "quick_gelu"] = "gelu"  # OpenAI's own weights need quick_gelu
+    padding: Literal["zero", "end_of_text"] = "zero"  # SD 1.x pads with the end token
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.output == "penultimate" and self.layers < 2:
+            raise ValueError("output 'penultimate' needs at least 2 layers")
+        return self
+
+
+class TextTower(nn.Module):
+    """Captions in, per-token hidden states out; always frozen and in evaluation mode."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        from open_clip.transformer import QuickGELU, TextTransformer
+
+        self.config = config
+        self.transformer = TextTransformer(
+            context_length=config.context_length,
+            vocab_size=config.vocab_size,
+            width=config.width,
+            heads=config.heads,
+            layers=config.layers,
+            proj_type="none",
+            act_layer=QuickGELU if config.activation == "quick_gelu" else nn.GELU,
+        )
+        self.requires_grad_(False)
+        super().train(False)
+
+    @classmethod
+    def build(cls, config: TextConfig) -> Self:
+        """A randomly initialised tower: the same config gives the same bits."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            return cls(config)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The tower that `save` wrote into `folder`.
+
+        Raises:
+            UserError: a file is missing, damaged or does not fit the other; names file and key.
+        """
+        path = folder / "config.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise _unreadable(
+                path, error, "a text tower folder holds config.json and model.safetensors"
+            ) from error
+        tower = cls.build(parse_record(TextConfig, values, where=f"text tower {str(path)!r}"))
+        tower._take(_read_text_weights(folder / "model.safetensors"), folder / "model.safetensors")
+        return tower
+
+    def save(self, folder: Path) -> None:
+        """Writes model.safetensors, then config.json; `load` reads them back to the bit."""
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self._weights()}
+        write_bytes_atomically(folder / "model.safetensors", save(tensors))
+        write_text_atomically(folder / "config.json", self.config.model_dump_json(indent=2) + "\n")
+
+    @property
+    def dimension(self) -> int:
+        """d: the size of one token's hidden state."""
+        return self.config.width
+
+    def digest(self) -> str:
+        """Hex SHA-256 of everything that decides what `encode` returns."""
+        total = hashlib.sha256(self.config.model_dump_json(exclude={"seed"}).encode())
+        for name, tensor in self._weights():
+            total.update(f"{name} {list(tensor.shape)}\n".encode())
+            total.update(tensor.cpu().contiguous().numpy().tobytes())
+        return total.hexdigest()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode whatever a parent module asks for."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def encode(self, captions: list[str]) -> Tensor:
+        """Hidden states after the final layer norm, float32 `b l d`; "" is the unconditional text.
+
+        Captions pass one at a time, so that no bit of an embedding depends on its neighbours.
+        """
+        assert captions, "encode needs at least one caption"
+        tokens = self.tokenize(captions).to(self.transformer.positional_embedding.device)
+        return torch.cat([self(caption) for caption in tokens.split(1)]).float()
+
+    def tokenize(self, captions: list[str]) -> Tensor:
+        """OpenCLIP's token ids `b l`: cut to the context length, an end token kept, and padded."""
+        from open_clip.tokenizer import tokenize
+
+        tokens = tokenize(captions, context_length=self.config.context_length)
+        if self.config.padding == "end_of_text":
+            after_end = torch.arange(tokens.shape[1]) > tokens.argmax(dim=1, keepdim=True)
+            tokens = tokens.masked_fill(after_end, _END_OF_TEXT)
+        return tokens
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Normalised hidden states `b l d` of token ids `b l`."""
+        layer = self.config.layers - (1 if self.config.output == "last" else 2)
+        states = self.transformer.forward_intermediates(
+            tokens,
+            indices=[layer],
+            stop_early=True,
+            normalize_intermediates=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+        )
+        return states["text_intermediates"][0]
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        yield from sorted(self.transformer.state_dict().items())
+
+    def _take(self, weights: dict[str, Tensor], path: Path) -> None:
+        """Copies `weights` in, in float32; the message of a misfit names the first wrong key."""
+        expected = dict(self._weights())
+        where = f"Text weights {str(path)!r}"
+        for name in sorted(expected.keys() | weights.keys()):
+            if name not in weights:
+                raise UserError(
+                    f"{where}: key {name!r} is missing; choose the weights of the configured tower."
+                )
+            if name not in expected:
+                raise UserError(
+                    f"{where}: key {name!r} is not in the configured tower; choose its own weights."
+                )
+            if weights[name].shape != expected[name].shape:
+                raise UserError(
+                    f"{where}: key {name!r} has shape {list(weights[name].shape)}, "
+                    f"expected {list(expected[name].shape)}; choose the matching model."
+                )
+        self.transformer.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+
+
+def load_open_clip(
+    model_name: str,
+    pretrained: str | Path,
+    *,
+    output: Literal["last", "penultimate"] = "last",
+    padding: Literal["zero", "end_of_text"] = "zero",
+    download: bool = False,
+) -> TextTower:
+    """The text tower of a published OpenCLIP model (ViT-L-14, ViT-H-14, ...).
+
+    Args:
+        pretrained: a checkpoint file (.safetensors or a plain state dict), or a tag to download.
+        download: allow the network; a tag without it is refused.
+
+    Raises:
+        UserError: unknown model or tag, or a file that is missing, damaged or of another model.
+    """
+    import open_clip
+
+    settings = (
+        open_clip.get_model_config(model_name) if model_name in open_clip.list_models() else None
+    )
+    if settings is None:
+        raise UserError(
+            f"Unknown OpenCLIP model {model_name!r}; {nearest(model_name, open_clip.list_models())}"
+        )
+    shape: dict[str, Any] = settings["text_cfg"]
+    unsupported = sorted(set(shape) - {"context_length", "vocab_size", "width", "heads", "layers"})
+    if unsupported:
+        raise UserError(
+            f"OpenCLIP model {model_name!r} has a text tower with {unsupported[0]!r}, which is not "
+            "a plain CLIP text tower; choose one like ViT-L-14 or ViT-H-14."
+        )
+    path = _checkpoint_file(model_name, pretrained, download=download)
+    published = open_clip.get_pretrained_cfg(model_name, str(pretrained))
+    quick = settings.get("quick_gelu", False) or published.get("quick_gelu", False)
+    activation = "quick_gelu" if quick else "gelu"
+    tower = TextTower.build(
+        TextConfig(**shape, output=output, padding=padding, activation=activation)
+    )
+    tower._take(_read_text_weights(path), path)
+    return tower
+
+
+def _checkpoint_file(model_name: str, pretrained: str | Path, *, download: bool) -> Path:
+    import open_clip
+
+    path = Path(pretrained)
+    if path.is_file():
+        return path
+    tags = open_clip.list_pretrained_tags_by_model(model_name)
+    if str(pretrained) not in tags:
+        raise UserError(
+            f"No weights {str(pretrained)!r} for {model_name}: neither a file nor one of its tags "
+            f"({', '.join(tags) or 'it has none'}); give the path of a checkpoint file."
+        )
+    if not download:
+        raise UserError(
+            f"{str(pretrained)!r} would be downloaded, which was not asked for; "
+            f"give the path of a checkpoint file of {model_name}, or allow the download."
+        )
+    try:
+        return Path(
+            open_clip.download_pretrained(open_clip.get_pretrained_cfg(model_name, str(pretrained)))
+        )
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"Cannot download {model_name} {str(pretrained)!r} ({_first_line(error)}); "
+            "give the path of a checkpoint file."
+        ) from error
+
+
+def _read_text_weights(path: Path) -> dict[str, Tensor]:
+    """The text tower's tensors of a checkpoint by plain name; nothing in the file is executed."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                names = {name: _plain_name(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                return {plain: file.get_tensor(name) for name, plain in names.items() if plain}
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise _unreadable(
+            path, error, "expected a .safetensors file or a plain state dict"
+        ) from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else {}
+    plain_names = {
+        name: _plain_name(name) for name, value in content.items() if isinstance(value, Tensor)
+    }
+    return {plain: content[name] for name, plain in plain_names.items() if plain}
+
+
+def _plain_name(name: str) -> str | None:
+    """`name` without wrappers' prefixes; None for what is not of the text tower's hidden states."""
+    name = name.removeprefix("module.").removeprefix("text.")
+    return name if name.startswith(_TEXT_KEYS) else None
+
+
+def _unreadable(path: Path, error: Exception, expected: str) -> UserError:
+    return UserError(
+        f"Cannot read {str(path)!r} ({_first_line(error)}): {expected}; "
+        "check the path or get the file again."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(getattr(error, "strerror", None) or error).splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
