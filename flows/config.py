@@ -1,0 +1,176 @@
+"""One run as data: which preset, which videos, where, with what changes. Knows no network and starts nothing.
+
+A run file is YAML; `key=value` overrides win over it; both are validated into `RunConfig` before anything runs.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import Field
+
+from videoldm_core.errors import UserError
+from videoldm_core.files import write_text_atomically
+from videoldm_core.records import Record, nearest, parse_record
+
+RUNFILES = Path(__file__).parent / "runfiles"
+
+
+class WorldConfig(Record):
+    """The driving world that is filmed when the user brings no videos."""
+
+    videos: int = Field(36, ge=1)  # how many files
+    seconds: float = Field(8.0, gt=0)  # length of each
+
+
+class SampleConfig(Record):
+    """The video that is sampled when every stage is trained."""
+
+    prompt: str = "a red car overtakes at night"
+    key_frames: int = Field(5, ge=2)  # before the two interpolation passes
+    steps: int = Field(25, ge=1)  # of the sampler
+    guidance_scale: float = 2.0  # text guidance; 1 means none
+    context_guidance_scale: float = 1.5  # guidance by the context frames; 1 means none
+    seed: int = 0
+
+
+class RunConfig(Record):
+    """This run on this machine; the method itself is the preset's stage table."""
+
+    preset: str
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")  # of the experiment and the registered models
+    out: Path  # every file of the run is below
+    videos: Path | None = None  # folder of the user's videos; None films the driving world
+    world: WorldConfig = WorldConfig()
+    seed: int = 0
+    processes: int = Field(1, ge=1)  # training processes of one stage
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_every: int = Field(100, ge=1)  # steps
+    evaluate_every: int = Field(200, ge=1)  # steps
+    concurrent_stages: int = Field(1, ge=1)  # stages trained at the same time
+    tracking_uri: str | None = None  # MLflow server; None means a SQLite file in the run's folder
+    stages: dict[str, dict[str, Any]] = {}  # stage name -> changed fields of its row
+    sample: SampleConfig = SampleConfig()
+    price_per_process_hour: float = Field(0.0, ge=0)  # money, for the report
+
+    def stage_folder(self, stage: str) -> Path:
+        """Where one stage's job, log, journal and weights are."""
+        return self.out / "stages" / stage
+
+
+def load_run(runfile: str, overrides: list[str] | None = None) -> RunConfig:
+    """Reads a run file and applies `key=value` overrides; every mistake is refused with the nearest right key.
+
+    Args:
+        runfile: a committed run ("tiny") or the path of a YAML file.
+        overrides: "seed=3", "stages.temporal.steps=10", ...
+
+    Raises:
+        UserError: an unreadable file, an unknown key, a value of the wrong type, an unknown preset or stage.
+    """
+    path = find_runfile(runfile)
+    values = _read_yaml(path)
+    for override in overrides or []:
+        _apply(override, values)
+    run = parse_record(RunConfig, values, where=f"the run file {path.name}")
+    table_of(run)
+    if run.videos is not None and not run.videos.is_dir():
+        raise UserError(f"videos = {str(run.videos)!r} is not a folder; give the folder that holds the videos.")
+    absolute = {"out": run.out.absolute(), "videos": run.videos and run.videos.absolute()}
+    return run.model_copy(update=absolute)
+
+
+def find_runfile(runfile: str) -> Path:
+    """The path of a run file given by name or by path."""
+    named = RUNFILES / f"{runfile}.yaml"
+    if named.is_file():
+        return named
+    path = Path(runfile)
+    if path.is_file():
+        return path
+    known = sorted(p.stem for p in RUNFILES.glob("*.yaml"))
+    raise UserError(f"Unknown run file {runfile!r}: neither a file nor a committed run; {nearest(runfile, known)}")
+
+
+def table_of(run: RunConfig) -> Any:
+    """The preset's stage table with the run's changes in it.
+
+    Raises:
+        UserError: unknown preset, stage or field, with the nearest known one.
+    """
+    from videoldm_core.cascade import Stage, preset
+
+    table = preset(run.preset)
+    changed = {}
+    for name, fields in run.stages.items():
+        row = table.stage(name).model_dump()
+        changed[name] = parse_record(Stage, _merged(row, fields), where=f"stages.{name}")
+    rows = tuple(changed.get(row.name, row) for row in table.stages)
+    return table.model_copy(update={"stages": rows})
+
+
+def tracking_uri(run: RunConfig) -> str:
+    """Where MLflow keeps this run."""
+    return run.tracking_uri or f"sqlite:///{run.out / 'mlflow.db'}"
+
+
+def store_run(run: RunConfig) -> Path:
+    """Writes the resolved config beside the results."""
+    path = run.out / "run.json"
+    write_text_atomically(path, run.model_dump_json(indent=2) + "\n")
+    return path
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"Cannot read the run file {str(path)!r} as YAML: {reason}.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"The run file {str(path)!r} holds {type(values).__name__}; expected 'key: value' lines.")
+    return values
+
+
+def _apply(override: str, values: dict[str, Any]) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"Override {override!r} is not of the form key=value, for example seed=3.")
+    *parents, last = key.split(".")
+    inner = values
+    for part in parents:
+        inner = inner.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"Override {override!r}: {part!r} has no fields of its own; set {part}=value instead.")
+    inner[last] = _parse(key.split("."), text)
+
+
+def _parse(path: list[str], text: str) -> Any:
+    """The value of an override: a YAML scalar, but plain text where the field wants text ("name=2024")."""
+    kinds = _kinds_at(RunConfig, path)
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        return text
+    wants_text = str in kinds or Path in kinds
+    return text if wants_text and value is not None else value
+
+
+def _kinds_at(kind: Any, path: list[str]) -> tuple[Any, ...]:
+    """The types that the field at `path` accepts; nothing where the path leaves the typed records."""
+    for name in path:
+        field = getattr(kind, "model_fields", {}).get(name)
+        if field is None:
+            return ()
+        kind = field.annotation
+    return (kind, *get_args(kind))
+
+
+def _merged(row: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """`row` with `fields` replaced, one level of records at a time."""
+    both = dict(row)
+    for name, value in fields.items():
+        inner = both.get(name)
+        both[name] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return both

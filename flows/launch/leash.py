@@ -1,0 +1,76 @@
+"""Runs one command and lets none of its processes outlive whoever holds the leash: our standard input.
+
+Run as a script, by path, so that it starts at once. When standard input closes, because the launcher let go or was
+killed, every process of the command is ended. Processes are found by a mark in their environment: torchrun puts its
+workers into sessions of their own, so ending one process group would leave them holding accelerators.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+
+MARK = "VIDEOLDM_LAUNCH"
+
+
+def marked_processes(mark: str) -> list[psutil.Process]:
+    """Every live process that was started under `mark`, except the calling one."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            is_ours = process.pid != os.getpid() and process.environ().get(MARK) == mark
+            if is_ours and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, OSError):  # gone meanwhile, or somebody else's
+            continue
+    return found
+
+
+def end_marked(mark: str, grace_s: float) -> None:
+    """Asks every process under `mark` to end, then kills those that have not after `grace_s`."""
+    _signal(marked_processes(mark), signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    while marked_processes(mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    while left := marked_processes(mark):
+        _signal(left, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.Error:
+            continue
+
+
+def _disregard(number: int, frame: object) -> None:
+    """A handler, not SIG_IGN, because the command would inherit an ignored signal."""
+
+
+def main() -> int:
+    """`leash.py GRACE_S COMMAND...`: the command's exit code, once all of its processes are gone."""
+    grace_s, command = float(sys.argv[1]), sys.argv[2:]
+    mark = os.environ[MARK]
+    for number in (signal.SIGTERM, signal.SIGINT):  # only the leash decides, and it must outlive what it holds
+        signal.signal(number, _disregard)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+
+    def wait_for_release() -> None:
+        while os.read(0, 1):  # not sys.stdin, whose lock a daemon thread would hold at exit
+            continue
+        end_marked(mark, grace_s)
+
+    threading.Thread(target=wait_for_release, daemon=True).start()
+    exit_code = child.wait()
+    end_marked(mark, grace_s)
+    return exit_code if exit_code >= 0 else 128 - exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
