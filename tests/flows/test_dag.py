@@ -1,0 +1,108 @@
+"""Which steps are due, over random graphs: dirt spreads downstream and nowhere else."""
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.dag import Ledger, Made, Step, ancestors, due_steps, in_order
+
+
+def make_all(steps: list[Step], ledger: Ledger, content: str = "") -> None:
+    """Runs every due step the way the flow does."""
+    for step in in_order(steps):
+        if ledger.why_due(step):
+            ledger.enter(step, step.make(content), started=0.0, seconds=1.0)
+
+
+def writing_step(out: Path, name: str, needs: tuple[str, ...] = (), **settings) -> Step:
+    def make(content: str = "") -> Made:
+        path = out / name / "done.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"{name} {settings} {content}")
+        (path.parent / "weights").write_text("w")
+        return Made(output=path, files=(path.parent / "weights",))
+
+    return Step(name=name, title=f"make {name}", needs=needs, settings=settings, make=make)
+
+
+@st.composite
+def graphs(draw) -> list[tuple[str, tuple[str, ...]]]:
+    size = draw(st.integers(2, 7))
+    return [(f"s{i}", tuple(f"s{j}" for j in range(i) if draw(st.booleans()))) for i in range(size)]
+
+
+@given(graphs(), st.data())
+def test_deleting_one_output_makes_it_and_its_descendants_due_and_nothing_else(graph, data):
+    with TemporaryDirectory() as folder:
+        out = Path(folder)
+        steps, ledger = [writing_step(out, *node) for node in graph], Ledger(out)
+        assert list(due_steps(steps, ledger)) == [step.name for step in steps]
+        make_all(steps, ledger)
+        assert due_steps(steps, ledger) == {}
+        victim = data.draw(st.sampled_from(steps)).name
+        shutil.rmtree(out / victim)
+        downstream = {step.name for step in steps if victim in ancestors(steps, step.name)}
+        assert set(due_steps(steps, ledger)) == {victim} | downstream
+
+
+def chain(out: Path, **settings) -> list[Step]:
+    return [
+        writing_step(out, "image"),
+        writing_step(out, "temporal", ("image",), **settings),
+        writing_step(out, "predictor", ("temporal",)),
+        writing_step(out, "decoder"),
+    ]
+
+
+def test_a_changed_setting_makes_the_step_and_its_descendants_due(tmp_path):
+    ledger = Ledger(tmp_path)
+    make_all(chain(tmp_path, steps=100), ledger)
+    assert due_steps(chain(tmp_path, steps=200), ledger) == {
+        "temporal": "made from something else",
+        "predictor": "temporal is made again",
+    }
+
+
+def test_a_parent_published_by_somebody_else_makes_the_children_due(tmp_path):
+    ledger = Ledger(tmp_path)
+    make_all(chain(tmp_path), ledger)
+    (tmp_path / "temporal" / "done.json").write_text("trained by hand")
+    assert list(due_steps(chain(tmp_path), ledger)) == ["predictor"]
+
+
+def test_a_step_made_again_with_the_same_result_leaves_its_children_alone(tmp_path):
+    ledger = Ledger(tmp_path)
+    steps = chain(tmp_path)
+    make_all(steps, ledger)
+    receipt = ledger.receipt("predictor")
+    shutil.rmtree(tmp_path / "image")
+    make_all(steps, ledger)
+    assert ledger.receipt("predictor") == receipt
+
+
+def test_a_file_gone_from_inside_an_output_is_named(tmp_path):
+    ledger = Ledger(tmp_path)
+    make_all(chain(tmp_path), ledger)
+    (tmp_path / "decoder" / "weights").unlink()
+    assert due_steps(chain(tmp_path), ledger) == {"decoder": "decoder/weights is missing"}
+
+
+def test_a_torn_receipt_counts_as_none(tmp_path):
+    ledger = Ledger(tmp_path)
+    make_all(chain(tmp_path), ledger)
+    (tmp_path / "steps" / "decoder.json").write_text('{"step"')
+    assert due_steps(chain(tmp_path), ledger) == {"decoder": "never finished"}
+
+
+def test_steps_come_after_what_they_need_and_otherwise_as_listed(tmp_path):
+    steps = [writing_step(tmp_path, "b", ("a",)), writing_step(tmp_path, "a"), writing_step(tmp_path, "c")]
+    assert [step.name for step in in_order(steps)] == ["a", "b", "c"]
+
+
+def test_a_circle_is_a_programming_error(tmp_path):
+    with pytest.raises(AssertionError, match="circle"):
+        in_order([writing_step(tmp_path, "a", ("b",)), writing_step(tmp_path, "b", ("a",))])
