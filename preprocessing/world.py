@@ -1,0 +1,134 @@
+"""Makes the demo's videos: short drives through a small world, as real H.264 files with captions.
+
+A video's name holds a digest of everything that decides its frames, so a file that is there is
+right, and an interrupted call is completed by the same call. What a drive shows is decided in
+`world_scene`, what it looks like in `world_render`.
+"""
+
+import csv
+import hashlib
+import io
+import multiprocessing
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from preprocessing.world_render import Renderer
+from preprocessing.world_scene import Scene, compose_scene
+from videoldm_core.files import write_bytes_atomically, write_text_atomically
+from videoldm_core.records import Record
+
+WORLD_VERSION = 1  # raise it when a scene's frames change, so that old files are made anew
+ENCODER = {"crf": "16", "preset": "faster"}
+OWN_NAME = re.compile(r"drive-\d{3,}-[0-9a-f]{8}\.mp4")
+
+
+class Drive(Record):
+    """One video to make."""
+
+    scene: Scene
+    index: int
+    seconds: float
+    fps: float
+    height: int
+    width: int
+
+    @property
+    def file_name(self) -> str:
+        """Names the video by its place and by the digest of all that decides its frames."""
+        decided = f"{WORLD_VERSION} {sorted(ENCODER.items())} {self.model_dump_json()}"
+        return f"drive-{self.index:03d}-{hashlib.sha256(decided.encode()).hexdigest()[:8]}.mp4"
+
+
+def make_world(  # noqa: PLR0913 (the demo's knobs, all plain numbers)
+    folder: Path, *, videos: int, seconds: float, fps: float, height: int, width: int, seed: int
+) -> None:
+    """Fills `folder` with `videos` drives and, last, captions.csv (columns file, caption).
+
+    The same arguments give the same files. What is there already is kept, so a second call does
+    nothing; drives made with other arguments are removed.
+
+    Args:
+        seconds: length of each video.
+        height: pixels, even (H.264 with halved chroma), as is `width`.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    assert height % 2 == width % 2 == 0, f"size {height}x{width} must be even"
+    drives = [
+        Drive(
+            scene=compose_scene(index, seed=seed),
+            index=index,
+            seconds=seconds,
+            fps=fps,
+            height=height,
+            width=width,
+        )
+        for index in range(videos)
+    ]
+    _make_missing(folder, [drive for drive in drives if not (folder / drive.file_name).exists()])
+    names = {drive.file_name for drive in drives}
+    for path in folder.glob("drive-*.mp4"):
+        if OWN_NAME.fullmatch(path.name) and path.name not in names:
+            path.unlink()
+    captions, table = folder / "captions.csv", _captions_table(drives)
+    if not captions.exists() or captions.read_text(encoding="utf-8") != table:
+        write_text_atomically(captions, table)
+
+
+def _make_missing(folder: Path, missing: list[Drive]) -> None:
+    workers = min(os.cpu_count() or 1, len(missing))
+    if workers <= 1:
+        for drive in missing:
+            write_drive(folder, drive)
+        return
+    # Spawned, not forked: the caller may hold threads (an orchestrator's, a database's).
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        for written in [pool.submit(write_drive, folder, drive) for drive in missing]:
+            written.result()
+
+
+def write_drive(folder: Path, drive: Drive) -> None:
+    """Renders and encodes one drive; the file appears when it is complete."""
+    write_bytes_atomically(
+        folder / drive.file_name, encode_mp4(render_frames(drive), fps=drive.fps)
+    )
+
+
+def render_frames(drive: Drive) -> Iterator[np.ndarray]:
+    """The drive's frames, uint8 h w c."""
+    renderer = Renderer(drive.scene, height=drive.height, width=drive.width, seconds=drive.seconds)
+    for t in range(round(drive.seconds * drive.fps)):
+        yield renderer.frame(t / drive.fps)
+
+
+def encode_mp4(frames: Iterator[np.ndarray], *, fps: float) -> bytes:
+    """An H.264 mp4 of at least one frame, uint8 h w c."""
+    content = io.BytesIO()
+    with av.open(content, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", Fraction(fps).limit_denominator(1001))
+        stream.pix_fmt = "yuv420p"
+        stream.options = {**ENCODER}
+        stream.codec_context.thread_count = 1  # processes share the cores; the bytes stay the same
+        for t, pixels in enumerate(frames):
+            if t == 0:
+                stream.height, stream.width = pixels.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return content.getvalue()
+
+
+def _captions_table(drives: list[Drive]) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("file", "caption"))
+    table.writerows((drive.file_name, drive.scene.caption) for drive in drives)
+    return text.getvalue()

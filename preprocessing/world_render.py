@@ -1,0 +1,58 @@
+"""Turns a scene into frames: a fixed backdrop, moving lane marks, then everything far to near."""
+
+import numpy as np
+from PIL import Image
+
+from preprocessing.world_backdrop import paint_ground, paint_panorama
+from preprocessing.world_canvas import ATMOSPHERES, Camera, Canvas, tone_at
+from preprocessing.world_car import draw_car
+from preprocessing.world_roadside import draw_roadside
+from preprocessing.world_scene import DASH_PERIOD_M, LANE_M, Scene
+
+SUPERSAMPLE = 2
+DASH_M, DASH_HALF_WIDTH_M, DASHES_END_M = 4.0, 0.1, 75.0
+
+
+class Renderer:
+    """Draws the frames of one scene; each frame depends on its time alone."""
+
+    def __init__(self, scene: Scene, *, height: int, width: int, seconds: float) -> None:
+        self.scene, self.air = scene, ATMOSPHERES[scene.time]
+        self.camera = Camera(
+            width=width * SUPERSAMPLE,
+            height=height * SUPERSAMPLE,
+            height_m=scene.camera_m,
+            horizon_px=round(scene.horizon * height * SUPERSAMPLE),
+            curve_per_m=scene.curve_per_m,
+        )
+        # In a bend we turn, so far things pan: radians per second times pixels per radian.
+        self._pan_px_per_s = scene.curve_per_m * scene.ego_mps * self.camera.width
+        self._margin = int(abs(self._pan_px_per_s) * seconds) + 1
+        self._panorama = paint_panorama(scene, self.camera, self.air, margin=self._margin)
+        self._ground = paint_ground(scene, self.camera, self.air)
+
+    def frame(self, time_s: float) -> np.ndarray:
+        """The frame at `time_s`, uint8 h w c."""
+        image = Image.new("RGB", (self.camera.width, self.camera.height))
+        image.paste(self._panorama, (-self._margin - round(self._pan_px_per_s * time_s), 0))
+        image.paste(self._ground, (0, int(self.camera.horizon_px)))
+        canvas = Canvas(image, self.camera)
+        self._draw_dashes(canvas, time_s)
+        things = [(thing.z_m - self.scene.ego_mps * time_s, thing) for thing in self.scene.roadside]
+        cars = [(car.at(time_s)[1], car) for car in self.scene.cars]
+        for z_m, thing in sorted(things, key=lambda placed: -placed[0]):
+            draw_roadside(canvas, thing, z_m, self.air)
+        for _, car in sorted(cars, key=lambda placed: -placed[0]):
+            draw_car(canvas, car, time_s, self.air)
+        return np.asarray(image.reduce(SUPERSAMPLE))
+
+    def _draw_dashes(self, canvas: Canvas, time_s: float) -> None:
+        first_m = -((self.scene.ego_mps * time_s) % DASH_PERIOD_M)
+        for lane in self.scene.lanes[:-1]:
+            x_m, near_m = (lane + 0.5) * LANE_M, first_m
+            while near_m < DASHES_END_M:
+                half, far_m = DASH_HALF_WIDTH_M, near_m + DASH_M
+                corners = [(x_m - half, 0.0, near_m), (x_m + half, 0.0, near_m)]
+                corners += [(x_m + half, 0.0, far_m), (x_m - half, 0.0, far_m)]
+                canvas.polygon(corners, tone_at(self.air, near_m + 2)((240, 240, 236)))
+                near_m += DASH_PERIOD_M
