@@ -1,0 +1,38 @@
+"""Keeps Prefect and MLflow from chattering on the terminal and from calling home; must run before they are imported."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_CLI_PROMPT": "false",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the log lines still go to Prefect's pages
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the tracker retries itself, and nobody waits for it
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def silence_prefect(out: Path) -> None:
+    """Prefect keeps its database below the run's folder, unless the user has a server or a place for it."""
+    _set_defaults()
+    os.environ.setdefault("PREFECT_HOME", str(out / "prefect"))
+
+
+def silence_mlflow() -> None:
+    """MLflow's log lines and its dependencies' warnings stay off the terminal."""
+    _set_defaults()
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore", module=r"mlflow|alembic|pydantic")
+
+
+def _set_defaults() -> None:
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)

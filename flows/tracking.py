@@ -1,0 +1,280 @@
+"""What MLflow should know about a run, and its delivery: training never waits for the tracking server.
+
+What is to be told is written down first (mlflow_runs.json, journals); delivering it is done as often as needed, until
+the server has everything. Metric values come from the journals that the training commands write.
+"""
+
+import contextlib
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from flows.launch.journal import JournalReader, Line, first_line
+from flows.quiet import silence_mlflow
+from videoldm_core.files import write_text_atomically
+from videoldm_core.records import Record
+
+CASCADE = "cascade"
+BATCH = 900  # metrics in one request; MLflow takes 1000
+RETRY_S = 20.0
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+
+class Telling(Record):
+    """One MLflow run: what it should say, and how much of that has been delivered."""
+
+    name: str
+    params: dict[str, str] = {}
+    tags: dict[str, str] = {}
+    metrics: dict[str, float] = {}  # the worth rows
+    artifacts: tuple[Path, ...] = ()
+    journal: Path | None = None
+    attempt: str = ""  # first line of the journal; another one is another run
+    started: float  # unix time
+    ended: float | None = None
+    status: Status = "RUNNING"
+
+    run_id: str | None = None
+    told: str = ""  # what was delivered last, see `_content`
+    offset: int = 0  # bytes of the journal delivered
+
+
+class Tellings(Record):
+    """All runs of one cascade, for one tracking server."""
+
+    uri: str
+    runs: dict[str, Telling] = {}
+
+
+class Tracker:
+    """Keeps what is to be told, and delivers it from a thread of its own."""
+
+    def __init__(self, *, uri: str, experiment: str, out: Path) -> None:
+        self.uri = uri
+        self.experiment = experiment
+        self.out = out
+        self.problem: str | None = None  # why the last delivery failed
+        self._path = out / "mlflow_runs.json"
+        self._tellings = self._load()
+        self._lock = threading.RLock()
+        self._delivering = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, name: str, *, params: dict[str, Any], tags: dict[str, str], journal: Path | None = None) -> None:
+        """A run starts or goes on: the same MLflow run while its journal is the one it had."""
+        with self._lock:
+            known = self._tellings.runs.get(name)
+            goes_on = known is not None and (name == CASCADE or _same_attempt(known, journal))
+            telling = known if goes_on and known else Telling(name=name, started=time.time(), journal=journal)
+            texts = {key: str(value)[:5000] for key, value in params.items()}
+            changes = {"params": {**texts, **telling.params}, "tags": {**telling.tags, **tags}}
+            self._put(telling.model_copy(update={**changes, "status": "RUNNING", "ended": None}))
+
+    def add(self, name: str, **changes: Any) -> None:
+        """Adds tags, metrics or artifacts to a run."""
+        with self._lock:
+            telling = self._tellings.runs[name]
+            merged = {key: _joined(getattr(telling, key), value) for key, value in changes.items()}
+            self._put(telling.model_copy(update=merged))
+
+    def end(self, name: str, status: Status) -> None:
+        """A run has ended; the rest of its journal is delivered when the server answers."""
+        with self._lock:
+            self._put(self._tellings.runs[name].model_copy(update={"status": status, "ended": time.time()}))
+
+    def run_id(self, name: str) -> str | None:
+        """MLflow's id of a run; None until it was first delivered."""
+        telling = self._tellings.runs.get(name)
+        return telling.run_id if telling else None
+
+    def start_delivering(self, every_s: float = 5.0) -> None:
+        """Delivers in the background until `close`."""
+        self._thread = threading.Thread(target=self._deliver_regularly, args=(every_s,), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Delivers what is left, once; what the server does not take is delivered by the next command."""
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+        self.deliver()
+
+    def is_all_delivered(self) -> bool:
+        """Whether the server has everything that was told so far."""
+        return all(_is_delivered(telling) for telling in self._tellings.runs.values())
+
+    def deliver(self) -> bool:
+        """Brings the server up to date; False when it did not take everything, with `problem` saying why."""
+        with self.client_or_none() as client:
+            if client is not None:
+                names = sorted(self._tellings.runs, key=lambda name: name != CASCADE)
+                for name in names:
+                    if not _is_delivered(self._tellings.runs[name]):
+                        self._deliver_run(client, name)
+                self.problem = None
+                return True
+        return False
+
+    @contextlib.contextmanager
+    def client_or_none(self) -> Iterator[Any]:
+        """MLflow's client, for one caller at a time; what the server refuses inside is kept as `problem`."""
+        silence_mlflow()
+        with self._delivering:
+            from mlflow.exceptions import MlflowException
+            from mlflow.tracking import MlflowClient
+
+            try:
+                yield MlflowClient(self.uri, registry_uri=self.uri)
+            except (MlflowException, OSError) as error:
+                self.problem = " ".join(str(error).split())[:300]
+
+    def _deliver_regularly(self, every_s: float) -> None:
+        while not self._stop.wait(every_s):
+            if not self.deliver():
+                self._stop.wait(RETRY_S)
+
+    def _deliver_run(self, client: Any, name: str) -> None:
+        run_id = self._tellings.runs[name].run_id or self._create_run(client, name)
+        telling = self._tellings.runs[name]
+        if telling.told != _content(telling):
+            _describe(client, run_id, telling)
+            self._remember(telling, told=_content(telling))
+        if telling.journal:
+            reader = JournalReader(telling.journal, telling.offset)
+            for lines in _batches(reader):
+                _log_lines(client, run_id, telling.journal.parent, lines)
+                self._remember(telling, offset=reader.offset)
+
+    def _create_run(self, client: Any, name: str) -> str:
+        telling = self._tellings.runs[name]
+        parent = self.run_id(CASCADE) if name != CASCADE else None
+        run = client.create_run(
+            self._experiment_id(client),
+            start_time=int(telling.started * 1000),
+            run_name=name,
+            tags={"mlflow.parentRunId": parent} if parent else {},
+        )
+        self._remember(telling, run_id=run.info.run_id)
+        return run.info.run_id
+
+    def _experiment_id(self, client: Any) -> str:
+        experiment = client.get_experiment_by_name(self.experiment)
+        if experiment is not None:
+            return experiment.experiment_id
+        is_local = self.uri.startswith("sqlite:")
+        location = (self.out / "mlflow-artifacts").absolute().as_uri() if is_local else None
+        return client.create_experiment(self.experiment, artifact_location=location)
+
+    def _remember(self, delivered: Telling, **changes: Any) -> None:
+        with self._lock:
+            telling = self._tellings.runs[delivered.name]
+            if telling.started != delivered.started:  # another attempt has begun meanwhile
+                return
+            attempt = telling.attempt or (first_line(telling.journal) if telling.journal else "")
+            self._put(telling.model_copy(update={**changes, "attempt": attempt}))
+
+    def _put(self, telling: Telling) -> None:
+        runs = {**self._tellings.runs, telling.name: telling}
+        self._tellings = self._tellings.model_copy(update={"runs": runs})
+        write_text_atomically(self._path, self._tellings.model_dump_json(indent=2) + "\n")
+
+    def _load(self) -> Tellings:
+        try:
+            tellings = Tellings.model_validate_json(self._path.read_text())
+        except (OSError, ValueError):
+            return Tellings(uri=self.uri)
+        return tellings if tellings.uri == self.uri else Tellings(uri=self.uri)
+
+
+def git_commit() -> str:
+    """The commit of the running code; "unknown" outside a checkout."""
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answer.stdout.strip() or "unknown"
+
+
+def _same_attempt(telling: Telling, journal: Path | None) -> bool:
+    """Whether a stage goes on where the told run stopped, rather than starting afresh."""
+    if telling.attempt:
+        return journal is not None and first_line(journal) == telling.attempt
+    return telling.ended is None
+
+
+def _content(telling: Telling) -> str:
+    """What `_describe` delivers, as text."""
+    return telling.model_dump_json(include={"params", "tags", "metrics", "artifacts", "status", "ended"})
+
+
+def _is_delivered(telling: Telling) -> bool:
+    if telling.run_id is None or telling.told != _content(telling):
+        return False
+    return next(JournalReader(telling.journal, telling.offset).new_lines(), None) is None if telling.journal else True
+
+
+def _describe(client: Any, run_id: str, telling: Telling) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
+    now_ms = int((telling.ended or telling.started) * 1000)
+    told = set(client.get_run(run_id).data.params)  # parameters of a run cannot change
+    client.log_batch(
+        run_id,
+        metrics=[Metric(_legal(key), value, now_ms, 0) for key, value in telling.metrics.items()],
+        params=[Param(_legal(key), value) for key, value in telling.params.items() if _legal(key) not in told],
+        tags=[RunTag(_legal(key), value) for key, value in telling.tags.items()],
+    )
+    for path in telling.artifacts:
+        if path.exists():
+            client.log_artifact(run_id, str(path))
+    if telling.status == "RUNNING":
+        client.update_run(run_id, status="RUNNING")
+    else:
+        client.set_terminated(run_id, status=telling.status, end_time=now_ms)
+
+
+def _batches(reader: JournalReader) -> Iterator[list[Line]]:
+    """Journal lines in portions that fit one request; `reader.offset` is behind the portion just given."""
+    lines: list[Line] = []
+    size = 0
+    for line in reader.new_lines():
+        lines.append(line)
+        size += len(line.get("metrics", {}))
+        if size > BATCH - 100:
+            yield lines
+            lines, size = [], 0
+    if lines:
+        yield lines
+
+
+def _log_lines(client: Any, run_id: str, folder: Path, lines: list[Line]) -> None:
+    from mlflow.entities import Metric
+
+    metrics = [
+        Metric(_legal(name), float(value), int(line["time"] * 1000), int(line["step"]))
+        for line in lines
+        for name, value in line.get("metrics", {}).items()
+    ]
+    for start in range(0, len(metrics), BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+    for line in lines:
+        image = folder / line["image"] if "image" in line else None
+        if image and image.is_file():
+            client.log_artifact(run_id, str(image), artifact_path="previews")
+
+
+def _legal(name: str) -> str:
+    """A name that MLflow takes."""
+    return re.sub(r"[^\w./: -]", "_", name)
+
+
+def _joined(old: Any, new: Any) -> Any:
+    return {**old, **new} if isinstance(old, dict) else tuple(dict.fromkeys([*old, *new]))
