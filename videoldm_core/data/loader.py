@@ -1,0 +1,154 @@
+"""Batches of windows, read ahead by one background thread.
+
+Reads exactly what the plan says, in this process: worker processes only slow indexed reads down.
+Does not crop, scale or noise; that is the objective's business.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from videoldm_core.data.plan import Plan, Windows
+from videoldm_core.data.store import Store
+
+AHEAD = 2  # batches read before they are asked for
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """What a stage learns from in one step."""
+
+    clip: Tensor  # float32 (b t c h w): unscaled latents, or pixels in [-1, 1]
+    text: Tensor  # float32 (b l d)
+    stride_index: Tensor  # int64 (b): which of the stage's strides the frames are apart
+    sample_ids: Tensor  # int64 (b): step * global_batch + position, on any number of processes
+
+
+def read_batch(
+    store: Store,
+    windows: Windows,
+    numbers: Sequence[int],
+    *,
+    first_id: int = 0,
+    resize_to: tuple[int, int] | None = None,
+) -> Batch:
+    """Reads the windows with these numbers.
+
+    Args:
+        first_id: sample number of the first; the others follow.
+        resize_to: (height, width) to which pixels are averaged down; None keeps the store's size.
+    """
+    clips, texts, strides = [], [], []
+    for number in numbers:
+        window = windows[number]
+        sample = store.samples[window.sample]
+        frames = range(
+            window.start, window.start + (windows.frames - 1) * window.stride + 1, window.stride
+        )
+        clips.append(
+            store.read_latents(sample, frames)
+            if store.index.kind == "latents"
+            else _pixels(store.read_frames(sample, frames), resize_to)
+        )
+        texts.append(store.read_text(sample))
+        strides.append(window.stride_index)
+    return Batch(
+        clip=torch.stack(clips),
+        text=torch.stack(texts),
+        stride_index=torch.tensor(strides),
+        sample_ids=torch.arange(first_id, first_id + len(numbers)),
+    )
+
+
+class Batches:
+    """The batches of one process from `start_step` on, without end.
+
+    Iterate, and `close` (or leave the `with` block) when done; a reader's error is raised where its
+    batch is asked for.
+
+    Args:
+        rank, world: which contiguous part of every global batch is read.
+        resize_to: see `read_batch`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        plan: Plan,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        start_step: int = 0,
+        resize_to: tuple[int, int] | None = None,
+    ):
+        plan.of_rank(
+            start_step, rank=rank, world=world
+        )  # a batch that cannot be shared fails here, not in the thread
+        self._store, self._plan, self._resize_to = store, plan, resize_to
+        self._rank, self._world, self._step = rank, world, start_step
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._read_ahead, name="batches", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._stopped.is_set():
+            raise StopIteration
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Stops reading ahead and waits for the thread."""
+        self._stopped.set()
+        self._thread.join()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read_ahead(self) -> None:
+        step = self._step
+        while not self._stopped.is_set():
+            try:
+                self._offer(self._read(step))
+            except Exception as error:  # every error belongs to the consumer, who raises it
+                self._offer(error)
+                return
+            step += 1
+
+    def _read(self, step: int) -> Batch:
+        numbers = self._plan.of_rank(step, rank=self._rank, world=self._world)
+        first_id = step * self._plan.global_batch + self._rank * len(numbers)
+        return read_batch(
+            self._store, self._plan.windows, numbers, first_id=first_id, resize_to=self._resize_to
+        )
+
+    def _offer(self, item: Batch | BaseException) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._ready.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+
+def _pixels(frames: Tensor, resize_to: tuple[int, int] | None) -> Tensor:
+    """uint8 (t h w c) to float (t c h w) in [-1, 1]."""
+    pixels = rearrange(frames, "t h w c -> t c h w").float()
+    if resize_to and pixels.shape[-2:] != resize_to:
+        pixels = interpolate(pixels, size=resize_to, mode="area")
+    return pixels.div_(127.5).sub_(1)

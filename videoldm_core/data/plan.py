@@ -1,0 +1,150 @@
+"""Who reads which window at which step: arithmetic over frame counts, without state or I/O.
+
+A window is (sample, start, stride): `frames` frames of one clip. Nothing here remembers a position:
+to resume, or to change the number of processes, is to ask for the same step again.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from videoldm_core.errors import UserError
+
+
+class HasFrames(Protocol):
+    """The part of a sample that decides its windows."""
+
+    @property
+    def frames(self) -> int: ...
+
+    @property
+    def split(self) -> str: ...
+
+
+class HasSamples(Protocol):
+    """A store, as far as the plan needs it."""
+
+    @property
+    def samples(self) -> Sequence[HasFrames]: ...
+
+
+class Window(NamedTuple):
+    """`frames` frames of store.samples[sample]: start, start + stride, ..."""
+
+    sample: int
+    start: int
+    stride: int
+    stride_index: int  # place of `stride` in Windows.strides
+
+
+class Windows:
+    """Every window of `frames` frames at one of `strides` that fits into a clip of `split`.
+
+    Windows are numbered stride by stride, then clip by clip, then by start. Only cumulative counts
+    are kept.
+    """
+
+    def __init__(self, store: HasSamples, *, frames: int, strides: Sequence[int], split: str):
+        self.frames, self.strides, self.split = frames, tuple(strides), split
+        of_split = [(i, s.frames) for i, s in enumerate(store.samples) if s.split == split]
+        table = np.array(of_split, dtype=np.int64).reshape(-1, 2)
+        self._samples, lengths = table[:, 0], table[:, 1]
+        starts = [np.maximum(lengths - (frames - 1) * stride, 0) for stride in self.strides]
+        self._ends = [np.cumsum(counts) for counts in starts]
+        self.counts = tuple(int(counts.sum()) for counts in starts)
+        self._firsts = np.concatenate([[0], np.cumsum(self.counts)])
+        for stride, count in zip(self.strides, self.counts, strict=True):
+            if count == 0:
+                raise UserError(self._why_none(stride, lengths))
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    def __getitem__(self, number: int) -> Window:
+        if not 0 <= number < len(self):
+            raise IndexError(f"window {number} of {len(self)}")
+        which = int(np.searchsorted(self._firsts, number, side="right")) - 1
+        place = number - int(self._firsts[which])
+        row = int(np.searchsorted(self._ends[which], place, side="right"))
+        start = place - (int(self._ends[which][row - 1]) if row else 0)
+        return Window(int(self._samples[row]), start, self.strides[which], which)
+
+    def number(self, stride_index: int, place: int) -> int:
+        """Number of the window at `place` among those of one stride."""
+        return int(self._firsts[stride_index]) + place
+
+    def evenly_spaced(self, count: int) -> list[int]:
+        """`count` windows (or all, if fewer) spread evenly over the clips, each stride equally."""
+        rounds = -(-count // len(self.strides))
+        spread = []
+        for stride_index, available in enumerate(self.counts):
+            taken = min(rounds, available)
+            spread.append([self.number(stride_index, i * available // taken) for i in range(taken)])
+        interleaved = [row[i] for i in range(rounds) for row in spread if i < len(row)]
+        return interleaved[:count]
+
+    def _why_none(self, stride: int, lengths: np.ndarray) -> str:
+        needed = (self.frames - 1) * stride + 1
+        longest = (
+            f"the longest of its {len(lengths)} clips has {lengths.max()}"
+            if len(lengths)
+            else "it has no clip"
+        )
+        return (
+            f"The {self.split} split has no clip of {needed} frames ({self.frames} at stride "
+            f"{stride}): {longest}; add longer videos, or choose fewer frames or a smaller "
+            "stride for this stage."
+        )
+
+
+class Plan:
+    """The windows of every step's global batch.
+
+    Position p = step * global_batch + i of the endless sequence draws stride p mod S, so the S
+    strides come equally often however many windows each has; within a stride, every epoch is a full
+    shuffle of all its windows, seeded by (seed, stride, epoch). Epochs follow one another without
+    dropping the last, incomplete batch.
+    """
+
+    def __init__(self, windows: Windows, global_batch: int, seed: int):
+        assert global_batch > 0, f"a global batch has samples, got {global_batch}"
+        self.windows, self.global_batch, self.seed = windows, global_batch, seed
+        # Two epochs per stride: a batch may begin in one and end in the next. 80 MB each at 10^7
+        # windows.
+        self._shuffled = functools.lru_cache(maxsize=2 * len(windows.strides))(self._shuffle)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps until every window of the most frequent stride was drawn once."""
+        return max(self.windows.counts) * len(self.windows.strides) / self.global_batch
+
+    def indices(self, step: int) -> list[int]:
+        """Window numbers of the global batch of `step`."""
+        first = step * self.global_batch
+        return [self._at(position) for position in range(first, first + self.global_batch)]
+
+    def of_rank(self, step: int, *, rank: int, world: int) -> list[int]:
+        """The contiguous part of `indices(step)` that process `rank` of `world` reads.
+
+        Raises:
+            UserError: the global batch cannot be divided among the processes.
+        """
+        if self.global_batch % world:
+            raise UserError(
+                f"A global batch of {self.global_batch} cannot be shared by {world} processes; "
+                f"choose a batch that {world} divides, or another number of processes."
+            )
+        share = self.global_batch // world
+        first = step * self.global_batch + rank * share
+        return [self._at(position) for position in range(first, first + share)]
+
+    def _at(self, position: int) -> int:
+        drawn, stride_index = divmod(position, len(self.windows.strides))
+        epoch, place = divmod(drawn, self.windows.counts[stride_index])
+        return self.windows.number(stride_index, int(self._shuffled(stride_index, epoch)[place]))
+
+    def _shuffle(self, stride_index: int, epoch: int) -> np.ndarray:
+        generator = np.random.default_rng((self.seed, stride_index, epoch))
+        return generator.permutation(self.windows.counts[stride_index])
