@@ -1,0 +1,176 @@
+"""WHEN things happen: the Prefect flow that brings every due step of a run into being, each as soon as it can.
+
+Knows the graph and the receipts; what a step does is in steps.py.
+"""
+
+import contextlib
+import fcntl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flows.config import RunConfig, store_run
+from flows.dag import Ledger, Made, Receipt, Step, ancestors, due_steps, in_order
+from flows.launch import Cancelled, JournalLine
+from flows.quiet import silence_prefect
+from flows.terminal import Terminal
+from videoldm_core.errors import UserError
+from videoldm_core.files import disk_error
+
+OnLine = Callable[[JournalLine], None]
+
+
+class StepsFailed(Exception):
+    """Some steps failed; the others that could be made are made."""
+
+    def __init__(self, failures: dict[str, BaseException]) -> None:
+        self.failures = failures
+        super().__init__("; ".join(f"step {name!r} failed: {error}" for name, error in failures.items()))
+
+
+@dataclass(kw_only=True)
+class Crew:
+    """What the steps of one run share: the receipts, the display, the slots, and whether to stop."""
+
+    run: RunConfig
+    terminal: Terminal
+    ledger: Ledger = field(init=False)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    failures: dict[str, BaseException] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.run.out)
+        self._slots = threading.BoundedSemaphore(self.run.concurrent_stages)
+
+    def perform(self, step: Step) -> Receipt | None:
+        """Makes one step and enters its receipt; None when it turns out to be good as it is."""
+        if self.cancelled.is_set():
+            raise Cancelled
+        if self.ledger.why_due(step) is None:
+            self.terminal.unchanged(step)
+            return None
+        with self._slot(step):
+            self.terminal.started(step)
+            started, clock = time.time(), time.monotonic()
+            made = self._make(step)
+            seconds = time.monotonic() - clock
+            receipt = self.ledger.enter(step, made, started=started, seconds=seconds)
+        self.terminal.finished(step, seconds)
+        return receipt
+
+    def _make(self, step: Step) -> Made:
+        try:
+            return step.make(on_line=lambda line: self.terminal.line(step, line), cancelled=self.cancelled)
+        except Cancelled:
+            raise
+        except Exception as error:
+            self.failures[step.name] = error
+            self.terminal.failed(step, str(error) or repr(error))
+            raise
+
+    @contextlib.contextmanager
+    def _slot(self, step: Step) -> Iterator[None]:
+        if not step.trains:
+            yield
+            return
+        while not self._slots.acquire(timeout=0.2):
+            if self.cancelled.is_set():
+                raise Cancelled
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+
+def make_due(crew: Crew, steps: list[Step], *, only: str | None = None) -> bool:
+    """Makes every due step, in as many at a time as there are slots; False when everything was done before.
+
+    Args:
+        only: a step to make together with whatever it needs; None makes all.
+
+    Raises:
+        StepsFailed: names every step that failed by itself.
+    """
+    if only is not None:
+        wanted = ancestors(steps, only) | {only}
+        steps = [step for step in steps if step.name in wanted]
+    steps = in_order(steps)
+    due = due_steps(steps, crew.ledger)
+    receipts = {step.name: crew.ledger.receipt(step.name) for step in steps}
+    crew.terminal.plan(steps, due, {name: r.seconds for name, r in receipts.items() if r})
+    if due:
+        _run_flow(crew, steps, due)
+    return bool(due)
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Holds a run's folder, so that no second command writes into it.
+
+    Raises:
+        UserError: another command holds it, or it cannot be written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / ".lock").open("a")
+    except OSError as error:
+        raise disk_error(out, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another videoldm command is working in {str(out)!r}; wait for it, or give another out=FOLDER."
+            ) from None
+        yield
+
+
+def _run_flow(crew: Crew, steps: list[Step], due: dict[str, str]) -> None:
+    store_run(crew.run)
+    silence_prefect(crew.run.out)
+    from prefect import flow
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    # a thread per step, because a step that waits for others holds its thread; slots limit what trains
+    runner = ThreadPoolTaskRunner(max_workers=len(steps))
+    run_cascade = flow(name="run-cascade", flow_run_name=crew.run.name, task_runner=runner)(_submit_all)
+    run_cascade(_Hidden(crew, steps, due))
+
+
+class _Hidden:
+    """Carries live objects through a flow call, which would otherwise copy and describe them."""
+
+    def __init__(self, *carried: Any) -> None:
+        self.carried = carried
+
+
+def _submit_all(hidden: _Hidden) -> None:
+    from prefect import task
+    from prefect.states import Completed
+
+    crew, steps, due = hidden.carried
+    by_name = {step.name: step for step in steps}
+
+    def make_step(name: str) -> Any:
+        if name not in due:
+            return Completed(name="DoneBefore", message="its output is there and made from the same")
+        receipt = crew.perform(by_name[name])
+        return Completed(message=f"took {receipt.seconds:.0f} s" if receipt else "found unchanged")
+
+    futures: dict[str, Any] = {}
+    for step in steps:
+        named = task(make_step, name=step.title, task_run_name=step.title, persist_result=False)
+        futures[step.name] = named.submit(step.name, wait_for=[futures[need] for need in step.needs])
+    try:
+        for future in futures.values():
+            future.wait()
+    except BaseException:
+        crew.cancelled.set()  # the threads hear nothing of an interrupt by themselves
+        raise
+    if crew.failures:
+        raise StepsFailed(crew.failures)
+    unfinished = [name for name, future in futures.items() if not future.state.is_completed()]
+    assert not unfinished, f"these steps did not run although none failed: {unfinished}"

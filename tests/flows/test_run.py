@@ -1,0 +1,183 @@
+"""The flow itself, under a real Prefect server with steps that only write files."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+from rich.console import Console
+
+from flows.config import RunConfig
+from flows.dag import Made, Step
+from flows.run import Crew, StepsFailed, locked, make_due
+from flows.terminal import Terminal, duration
+from videoldm_core.errors import UserError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prefect():
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def new_crew(out: Path, **fields) -> Crew:
+    run = RunConfig.model_validate({"preset": "tiny", "name": "test", "out": out, **fields})
+    return Crew(run=run, terminal=Terminal(Console(file=StringIO(), width=120)))
+
+
+def said(crew: Crew) -> str:
+    return crew.terminal.console.file.getvalue()
+
+
+class Workplace:
+    """Steps that note when they ran."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.ran: list[str] = []
+        self.running = 0
+        self.most_running = 0
+        self.broken: set[str] = set()
+        self.lock = threading.Lock()
+
+    def step(self, name: str, *needs: str, trains: bool = False) -> Step:
+        def make(on_line, cancelled) -> Made:
+            with self.lock:
+                self.running += 1
+                self.most_running = max(self.most_running, self.running)
+            time.sleep(0.1)
+            with self.lock:
+                self.running -= 1
+                self.ran.append(name)
+            if name in self.broken:
+                raise UserError(f"{name} has no weights.")
+            path = self.out / name / "stage.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{name} {time.time_ns()}")
+            return Made(output=path)
+
+        return Step(name=name, title=f"train {name}", needs=needs, make=make, trains=trains)
+
+    def cascade(self) -> list[Step]:
+        return [
+            self.step("latents"),
+            self.step("temporal", "latents", trains=True),
+            self.step("predictor", "temporal", trains=True),
+            self.step("interpolator", "temporal", trains=True),
+            self.step("decoder", trains=True),
+            self.step("report", "predictor", "interpolator", "decoder"),
+        ]
+
+
+def test_everything_runs_once_in_order_and_then_nothing_does(tmp_path):
+    place = Workplace(tmp_path)
+    assert make_due(new_crew(tmp_path), place.cascade())
+    assert sorted(place.ran) == sorted(step.name for step in place.cascade())
+    assert place.ran.index("latents") < place.ran.index("temporal") < place.ran.index("predictor")
+    assert place.ran[-1] == "report"
+    place.ran.clear()
+    crew = new_crew(tmp_path)
+    assert not make_due(crew, place.cascade())
+    assert place.ran == []
+    assert said(crew).count("done before") == 6
+
+
+def test_a_deleted_stage_is_made_again_with_what_depends_on_it(tmp_path):
+    place = Workplace(tmp_path)
+    make_due(new_crew(tmp_path), place.cascade())
+    place.ran.clear()
+    shutil.rmtree(tmp_path / "predictor")
+    make_due(new_crew(tmp_path), place.cascade())
+    assert place.ran == ["predictor", "report"]
+
+
+def test_a_failing_stage_is_named_and_other_branches_finish(tmp_path):
+    place = Workplace(tmp_path)
+    place.broken = {"predictor"}
+    crew = new_crew(tmp_path)
+    with pytest.raises(StepsFailed, match="step 'predictor' failed: predictor has no weights"):
+        make_due(crew, place.cascade())
+    assert {"interpolator", "decoder"} <= set(place.ran)
+    assert "report" not in place.ran
+    assert "failed       train predictor" in said(crew)
+    place.broken.clear()
+    place.ran.clear()
+    make_due(new_crew(tmp_path), place.cascade())
+    assert place.ran == ["predictor", "report"]
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_no_more_stages_train_at_once_than_there_are_slots(tmp_path, slots):
+    place = Workplace(tmp_path)
+    steps = [place.step(f"s{i}", trains=True) for i in range(4)]
+    make_due(new_crew(tmp_path, concurrent_stages=slots), steps)
+    assert place.most_running == slots
+
+
+def test_one_step_can_be_asked_for_with_what_it_needs(tmp_path):
+    place = Workplace(tmp_path)
+    make_due(new_crew(tmp_path), place.cascade(), only="temporal")
+    assert place.ran == ["latents", "temporal"]
+
+
+def test_the_states_of_all_steps_are_shown_by_prefect(tmp_path):
+    from prefect.client.orchestration import get_client
+
+    place = Workplace(tmp_path)
+    make_due(new_crew(tmp_path), place.cascade(), only="temporal")
+    make_due(new_crew(tmp_path, name="second"), place.cascade(), only="predictor")
+    with get_client(sync_client=True) as client:
+        flow_run = next(r for r in client.read_flow_runs() if r.name == "second")
+        tasks = [t for t in client.read_task_runs() if t.flow_run_id == flow_run.id]
+    states = {t.name: t.state_name for t in tasks}
+    assert states == {
+        "train latents": "DoneBefore",
+        "train temporal": "DoneBefore",
+        "train predictor": "Completed",
+    }
+
+
+def test_an_interrupt_reaches_the_running_steps(tmp_path):
+    crew = new_crew(tmp_path)
+    heard = threading.Event()
+
+    def wait(on_line, cancelled) -> Made:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        if cancelled.wait(20):
+            heard.set()
+        raise UserError("stopped")
+
+    with pytest.raises(BaseException):  # noqa: B017, PT011 (a KeyboardInterrupt, which Prefect may wrap)
+        make_due(crew, [Step(name="slow", title="train slow", make=wait, trains=True)])
+    assert heard.is_set()
+
+
+def test_a_second_command_on_the_same_folder_is_refused(tmp_path):
+    source = (
+        "import sys\nfrom pathlib import Path\nfrom flows.run import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    root = Path(__file__).parents[2]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    other = subprocess.Popen([sys.executable, "-c", source, str(tmp_path)], cwd=root, **pipes)
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(UserError, match="Another videoldm command is working in"), locked(tmp_path):
+        pass
+    other.kill()
+    other.communicate()
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.42, "0.4 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"), (7800, "2 h 10 min")]
+)
+def test_durations_read_well(seconds, text):
+    assert duration(seconds) == text
