@@ -1,0 +1,172 @@
+"""Clips: stretches of a video's timeline at one frame rate, and which of them are held out.
+
+Pure arithmetic over sources and probes; decodes nothing.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from preprocessing.decode import Probe
+from preprocessing.sources import Source, digest_of_text
+from videoldm_core.records import Record
+
+Split = Literal["train", "heldout"]
+Span = tuple[float, float]  # start_s, end_s on a video's timeline
+
+HELD_OUT_SHARE = 6  # one video in this many
+WHOLE_VIDEOS_FROM = 8  # with this many videos, whole ones are held out
+LAST_PART = 5  # with fewer, the last 1/5 of each timeline
+_ROUNDING_FRAMES = 1e-3  # times are floats: 79.9999 frames are 80
+
+
+class Clip(Record):
+    """One stretch of one source, resampled by time to `fps`."""
+
+    key: str  # 16 hex digits; another split, start, length or rate is another clip
+    source: str  # file name below the user's folder
+    source_digest: str
+    start_s: float  # after the first shown frame
+    fps: float
+    frames: int  # at `fps`
+    caption: str
+    split: Split
+
+    def times_s(self) -> list[float]:
+        """When each frame is taken, after the source's first shown frame."""
+        return [self.start_s + frame / self.fps for frame in range(self.frames)]
+
+
+class HoldOut(Record):
+    """Which part of which video training never sees."""
+
+    rule: str  # for the report
+    whole: frozenset[str] = frozenset()  # digests of the videos held out completely
+    spans: dict[
+        str, tuple[Span, Span]
+    ] = {}  # digest -> its (train, held-out) parts of the timeline
+
+
+def window_frames(frames: int, stride: int) -> int:
+    """Clip frames that a window of `frames` at `stride` spans."""
+    return (frames - 1) * stride + 1
+
+
+def window_count(clip_frames: int, frames: int, strides: Sequence[int]) -> int:
+    """Places where a window fits into a clip, over all strides."""
+    return sum(max(0, clip_frames - window_frames(frames, stride) + 1) for stride in strides)
+
+
+def cut_clips(
+    source: Source,
+    probe: Probe,
+    *,
+    fps: float,
+    clip_seconds: float,
+    min_frames: int,
+    held: HoldOut | None = None,
+) -> list[Clip]:
+    """Cuts a video into clips of `clip_seconds`, end to end; the last may be shorter.
+
+    Args:
+        min_frames: what is left over is dropped when shorter than this.
+        held: what is held out; without it every clip is for training.
+    """
+    parts: list[tuple[Span, Split]]
+    if held and source.digest in held.spans:
+        train, heldout = held.spans[source.digest]
+        parts = [(train, "train"), (heldout, "heldout")]
+    else:
+        is_held = held is not None and source.digest in held.whole
+        parts = [((0.0, probe.duration_s), "heldout" if is_held else "train")]
+    longest = max(1, round(clip_seconds * fps))
+    clips = []
+    for (start_s, end_s), split in parts:
+        total = _frames_in(end_s - start_s, fps)
+        for first in range(0, total, longest):
+            frames = min(longest, total - first)
+            if frames >= min_frames:
+                clips.append(_clip(source, start_s + first / fps, fps, frames=frames, split=split))
+    return clips
+
+
+def _frames_in(seconds: float, fps: float) -> int:
+    return max(0, math.floor(seconds * fps + _ROUNDING_FRAMES))
+
+
+def _clip(source: Source, start_s: float, fps: float, *, frames: int, split: Split) -> Clip:
+    start_s = round(start_s, 6)
+    key = digest_of_text(f"{source.digest} {start_s:.6f} {fps:.6f} {frames} {split}")[:16]
+    return Clip(
+        key=key,
+        source=source.name,
+        source_digest=source.digest,
+        start_s=start_s,
+        fps=fps,
+        frames=frames,
+        caption=source.caption,
+        split=split,
+    )
+
+
+def hold_out(videos: Sequence[tuple[Source, Probe]], *, fps: float, longest_window: int) -> HoldOut:
+    """Decides what is kept from training, from the videos' digests alone, never from their order.
+
+    Args:
+        longest_window: clip frames that the widest window of any stage spans; both parts of a
+            divided timeline must hold one.
+    """
+    needed_s = longest_window / fps
+    long_enough = [source for source, probe in videos if probe.duration_s + 1e-6 >= needed_s]
+    if len(videos) >= WHOLE_VIDEOS_FROM:
+        return _whole_videos([source for source, _ in videos], long_enough)
+    spans = {}
+    for source, probe in videos:
+        divided = _divide(probe, fps, needed_s)
+        if divided:
+            spans[source.digest] = divided
+    if spans:
+        return HoldOut(
+            rule=f"the last part (1/{LAST_PART}, or as much as the widest window needs) of "
+            f"{len(spans)} of {len(videos)} videos, after a gap so that no frame is in both",
+            spans=spans,
+        )
+    if len(long_enough) >= 2:
+        chosen = min(long_enough, key=_lot)
+        return HoldOut(
+            rule=f"one whole video of {len(videos)}, as none is long enough to be divided",
+            whole=frozenset([chosen.digest]),
+        )
+    return HoldOut(
+        rule="nothing: there are too few videos, and none is long enough to be divided",
+    )
+
+
+def _lot(source: Source) -> str:
+    return digest_of_text(f"heldout {source.digest}")
+
+
+def _whole_videos(sources: Sequence[Source], long_enough: Sequence[Source]) -> HoldOut:
+    """About one video in six, by a lot that later videos do not change; with two long ones."""
+    drawn = [source for source in sources if int(_lot(source)[:8], 16) * HELD_OUT_SHARE < 16**8]
+    by_lot = sorted(long_enough, key=_lot)
+    least = min(2, len(by_lot) // 2)
+    count = sum(source in drawn for source in by_lot)
+    count = min(max(count, least), max(least, len(by_lot) // 3))
+    short = [source for source in drawn if source not in long_enough]
+    chosen = {source.digest for source in [*by_lot[:count], *short]}
+    return HoldOut(
+        rule=f"{len(chosen)} whole videos of {len(sources)}, about one in {HELD_OUT_SHARE}, "
+        "drawn by the digest of their bytes",
+        whole=frozenset(chosen),
+    )
+
+
+def _divide(probe: Probe, fps: float, needed_s: float) -> tuple[Span, Span] | None:
+    """(train, held-out) parts that share no frame and can each hold the widest window."""
+    gap_s = max(probe.longest_frame_s, 1 / fps)
+    held_s = max(probe.duration_s / LAST_PART, needed_s + 0.5 / fps)
+    train_end_s = probe.duration_s - held_s - gap_s
+    if train_end_s + 1e-6 < needed_s:
+        return None
+    return (0.0, train_end_s), (probe.duration_s - held_s, probe.duration_s)
