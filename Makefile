@@ -42,7 +42,10 @@ $(READY): pyproject.toml constraints.txt
 		"$(BIN)/python" -c 'import pip' 2>/dev/null || "$$python" -m venv --clear $(VENV) || exit 1; \
 		echo "Setting up $(VENV): about 7 GB, once ..."; \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv && \
-		VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --exact -c constraints.txt -e '.[dev]' && \
+		{ VIRTUAL_ENV=$(VENV) UV_SYSTEM_CERTS=1 \
+			$(BIN)/uv pip install --quiet --exact -c constraints.txt -e '.[dev]' || \
+		{ echo "uv could not; trying pip, which is slower ..."; \
+			$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'; }; } && \
 		touch $@; exit; \
 	done; \
 	echo "error: videoldm needs Python 3.11 or 3.12, and $(or $(PYTHON),python3) is not one;" \
