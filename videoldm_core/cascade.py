@@ -1,0 +1,90 @@
+"""START HERE: the cascade as a table. Every stage is one row; a preset is the same table with other numbers.
+
+A row says which section of the paper it is, what it minimises, what it is given, where its weights start, which
+of them move, and which frames it sees. Nothing else in the project knows a stage by name.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from videoldm_core.errors import UserError
+from videoldm_core.metrics.proofs import AnyProof
+from videoldm_core.models.text import TextConfig
+from videoldm_core.objectives.autoencoding import Autoencoding
+from videoldm_core.objectives.decoding import TemporalDecoding
+from videoldm_core.objectives.denoising import Denoising
+from videoldm_core.records import Record, nearest
+from videoldm_core.training.engine import OptimizerConfig
+
+AnyObjective = Annotated[
+    Autoencoding | Denoising | TemporalDecoding, Field(discriminator="kind")
+]
+
+
+class VideoFormat(Record):
+    """What every video is brought to before anything is learned from it."""
+
+    fps: float  # frames per second of a store; strides count in these
+    height: int  # of the base resolution, px
+    width: int
+    upscale: int = 4  # pixel shards hold height * upscale x width * upscale
+    clip_seconds: float  # longest clip of a store
+
+
+class Stage(Record):
+    """One trained model of the cascade."""
+
+    name: str
+    paper: str  # section and equation it comes from
+    objective: AnyObjective
+    proves: AnyProof  # what it must beat on held-out clips
+    starts_from: tuple[str, ...]  # stages whose weights it inherits; later ones override earlier
+    trains: tuple[str, ...]  # parts whose weights move: vae, unet, temporal, temporal_decoder
+    reads: Literal["latents", "pixels"]
+    full_size: bool = False  # reads pixels at the upscaled size
+    frames: int  # per clip
+    strides: tuple[int, ...] = (1,)  # store frames per clip frame; several: drawn equally often
+    crop: int | None = None  # side of training patches, px
+    optimizer: OptimizerConfig = OptimizerConfig()
+    batch: int  # clips per step, over all processes
+    steps: int
+    warmup: int = 0  # steps in which the learning rate rises from 0
+    cooldown: int = 0  # last steps, in which it falls to 0
+    ema: float = 0.9999  # decay of the published average
+
+
+class Preset(Record):
+    """A cascade: the stages, and the video they are made for."""
+
+    name: str
+    video: VideoFormat
+    text: TextConfig
+    stages: tuple[Stage, ...]
+
+    def stage(self, name: str) -> Stage:
+        """The row called `name`.
+
+        Raises:
+            UserError: there is none; names the nearest.
+        """
+        for row in self.stages:
+            if row.name == name:
+                return row
+        raise UserError(
+            f"Unknown stage {name!r}; {nearest(name, [row.name for row in self.stages])}"
+        )
+
+
+def preset(name: str) -> Preset:
+    """The preset called `name`.
+
+    Raises:
+        UserError: there is none; names the nearest.
+    """
+    from videoldm_core.presets.tiny import TINY
+
+    presets = {p.name: p for p in (TINY,)}
+    if name not in presets:
+        raise UserError(f"Unknown preset {name!r}; {nearest(name, list(presets))}")
+    return presets[name]

@@ -1,0 +1,145 @@
+"""What a stage is given besides noise, time and text; training and sampling end in the same functions.
+
+A given is drawn from a clean training clip by calling it with the clip. While sampling, earlier frames or a
+low-resolution video take the clip's place in `mark_known` and `degrade`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import torch
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.randomness import SampleRng
+from videoldm_core.records import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """The tensors a denoiser is given; None where a stage is not given such a thing."""
+
+    context: Tensor | None = None  # c_S = (m * z, m), b t c+1 h w (§3.2)
+    known: Tensor | None = None  # m, b t: which frames are given
+    low_resolution: Tensor | None = None  # noisy, at the size of the frames, b t c h w (§3.4)
+    noise_level: Tensor | None = None  # timestep of its noise, b
+
+    def without_context(self) -> "Given":
+        """The same with every frame masked: the unconditional branch needs no learned token (§3.2)."""
+        if self.context is None or self.known is None:
+            return self
+        return replace(
+            self, context=torch.zeros_like(self.context), known=torch.zeros_like(self.known)
+        )
+
+
+class Nothing(Record):
+    """Noise, time and text only: image and key-frame models (§3.1)."""
+
+    kind: Literal["nothing"] = "nothing"
+
+    def context_channels(self, channels: int) -> int:
+        """Channels of c_S for frames of `channels` channels."""
+        return 0
+
+    def __call__(self, clip: Tensor, rng: SampleRng, schedule: NoiseSchedule) -> Given:
+        """What is given of a clip b t c h w: nothing."""
+        return Given()
+
+
+class FirstFrames(Record):
+    """The first 0, 1 or 2 frames: the prediction model (§3.2, Eq. 3)."""
+
+    kind: Literal["first_frames"] = "first_frames"
+    # p_S, the weights of S = 0, 1, 2 given frames. The paper does not print them.
+    weights: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
+
+    def context_channels(self, channels: int) -> int:
+        """Channels of c_S for frames of `channels` channels."""
+        return channels + 1
+
+    def __call__(self, clip: Tensor, rng: SampleRng, schedule: NoiseSchedule) -> Given:
+        """Gives the first S frames of each clip b t c h w, S drawn per clip."""
+        count = rng.choice(self.weights)
+        return mark_known(clip, torch.arange(clip.shape[1])[None] < count[:, None])
+
+
+class KeyFrames(Record):
+    """The first and last of five frames: the interpolation model (§3.3)."""
+
+    kind: Literal["key_frames"] = "key_frames"
+    every: int = 4  # distance of the given frames; every - 1 frames are predicted between two
+    dropout: float = 0.1  # share of clips that are given nothing, for context guidance
+
+    def context_channels(self, channels: int) -> int:
+        """Channels of c_S for frames of `channels` channels."""
+        return channels + 1
+
+    def mask(self, frames: int) -> Tensor:
+        """m for a window: 1 0 0 0 1 for five frames."""
+        return torch.arange(frames) % self.every == 0
+
+    def __call__(self, clip: Tensor, rng: SampleRng, schedule: NoiseSchedule) -> Given:
+        """Gives every `every`-th frame of each clip b t c h w."""
+        kept = rng.uniform() >= self.dropout
+        return mark_known(clip, self.mask(clip.shape[1])[None] & kept[:, None])
+
+
+class LowResolution(Record):
+    """A noisy low-resolution version, frame by frame: the upscalers (§3.4, Eq. 5)."""
+
+    kind: Literal["low_resolution"] = "low_resolution"
+    factor: int = 4
+    max_noise_timestep: int = 350  # tau_gamma is drawn below this
+
+    def context_channels(self, channels: int) -> int:
+        """Channels of c_S for frames of `channels` channels."""
+        return 0
+
+    def __call__(self, clip: Tensor, rng: SampleRng, schedule: NoiseSchedule) -> Given:
+        """Gives each clip b t c h w shrunk by `factor`, with noise of a level drawn per clip."""
+        low = shrink(clip, self.factor)
+        level = rng.integers(0, self.max_noise_timestep)
+        return degrade(low, level, rng.normal(tuple(low.shape[1:])), self.factor, schedule)
+
+
+AnyGiven = Annotated[
+    Nothing | FirstFrames | KeyFrames | LowResolution, Field(discriminator="kind")
+]
+
+
+def mark_known(clip: Tensor, known: Tensor) -> Given:
+    """c_S = (m * z, m) for frames b t c h w and m (b t): known frames, zeros elsewhere, and the mask (§3.2)."""
+    m = known.to(clip)[:, :, None, None, None]
+    mask = m.expand(-1, -1, 1, *clip.shape[-2:])
+    return Given(context=torch.cat([m * clip, mask], dim=2), known=known.to(clip.device))
+
+
+def degrade(
+    low: Tensor, level: Tensor, noise: Tensor, factor: int, schedule: NoiseSchedule
+) -> Given:
+    """c_gamma = alpha x_low + sigma eps, brought to the size of the frames (Eq. 5).
+
+    Args:
+        low: b t c h/f w/f.
+        level: tau_gamma per clip, (b); the model is told it, so that at sampling it may be chosen.
+        noise: like `low`.
+    """
+    noisy = schedule.add_noise(low, noise.to(low), level.to(low.device))
+    return Given(low_resolution=enlarge(noisy, factor), noise_level=level.to(low.device))
+
+
+def shrink(clip: Tensor, factor: int) -> Tensor:
+    """b t c h w shrunk by averaging factor x factor pixels, as area resizing does."""
+    frames = F.avg_pool2d(rearrange(clip, "b t c h w -> (b t) c h w"), factor)
+    return rearrange(frames, "(b t) c h w -> b t c h w", t=clip.shape[1])
+
+
+def enlarge(clip: Tensor, factor: int) -> Tensor:
+    """b t c h w enlarged bilinearly."""
+    frames = rearrange(clip, "b t c h w -> (b t) c h w")
+    frames = F.interpolate(frames, scale_factor=factor, mode="bilinear", align_corners=False)
+    return rearrange(frames, "(b t) c h w -> b t c h w", t=clip.shape[1])

@@ -1,0 +1,66 @@
+"""One training job as a file: what the launcher writes and `python -m videoldm_core.train` reads."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from videoldm_core.cascade import Stage, VideoFormat
+from videoldm_core.errors import UserError
+from videoldm_core.records import Record, parse_record
+
+
+class Job(Record):
+    """A stage of a cascade on this data, on these processes."""
+
+    stage: Stage
+    video: VideoFormat
+    parts: dict[str, Path] = {}  # inherited weights by part
+    parents: dict[str, str] = {}  # stage name -> digest of its stage.json
+    latents: Path | None = None  # store folders
+    pixels: Path | None = None
+    text_tower: Path
+    out: Path  # the stage's folder
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; weights stay float32
+    zero_stage: int = Field(default=2, ge=0, le=3)
+    checkpoint_every: int = 100  # steps
+    evaluate_every: int = 100  # steps
+    heldout_clips: int = 32  # watched while training
+    worth_clips: int = 32  # of the final judgement
+
+    @property
+    def store(self) -> Path:
+        """The store this stage reads.
+
+        Raises:
+            UserError: the job names none.
+        """
+        path = self.latents if self.stage.reads == "latents" else self.pixels
+        if path is None:
+            raise UserError(
+                f"Stage {self.stage.name!r} reads {self.stage.reads}, but the job names no "
+                f"{self.stage.reads} store; encode the videos first."
+            )
+        return path
+
+    def fingerprint(self) -> str:
+        """Identity of everything that decides the weights; how the work is split over processes does not."""
+        decides = self.model_dump(
+            mode="json", include={"stage", "video", "parents", "seed", "precision"}
+        )
+        decides["store"] = self.store.name
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def load_job(path: Path) -> Job:
+    """Reads a job file.
+
+    Raises:
+        UserError: it is missing or names an unknown key.
+    """
+    if not path.is_file():
+        raise UserError(f"No job file at {str(path)!r}.")
+    return parse_record(Job, json.loads(path.read_text()), where=str(path))

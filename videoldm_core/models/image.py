@@ -1,0 +1,103 @@
+"""Image models: diffusers modules, built small from a config or loaded from a folder, never modified."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from videoldm_core.errors import UserError
+from videoldm_core.records import Record
+
+
+class AutoencoderConfig(Record):
+    """A KL autoencoder for those who bring none; height and width shrink by 2^(levels - 1)."""
+
+    widths: tuple[int, ...] = (128, 256, 512, 512)  # channels per level
+    latent_channels: int = 4
+    layers_per_block: int = 2
+    groups: int = 32  # of the group norms
+
+    def build(self, seed: int) -> AutoencoderKL:
+        """A new autoencoder; its weights depend on `seed` alone."""
+        levels = len(self.widths)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return AutoencoderKL(
+                block_out_channels=self.widths,
+                down_block_types=("DownEncoderBlock2D",) * levels,
+                up_block_types=("UpDecoderBlock2D",) * levels,
+                latent_channels=self.latent_channels,
+                layers_per_block=self.layers_per_block,
+                norm_num_groups=self.groups,
+            )
+
+
+class UNetConfig(Record):
+    """An image denoiser for those who bring none."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    widths: tuple[int, ...] = (320, 640, 1280, 1280)  # channels per level
+    attention: tuple[bool, ...] = (True, True, True, False)  # levels with a spatial transformer
+    layers_per_block: int = 2
+    heads: int = 8
+    text: int = 768  # size of a text embedding
+    groups: int = 32
+    told_noise_level: bool = False  # upscalers: the noise of the low resolution, embedded like time
+
+    def build(self, seed: int) -> UNet2DConditionModel:
+        """A new UNet; its weights depend on `seed` alone."""
+        down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in self.attention]
+        up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(self.attention)]
+        middle = "UNetMidBlock2DCrossAttn" if any(self.attention) else "UNetMidBlock2D"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return UNet2DConditionModel(
+                in_channels=self.in_channels,
+                out_channels=self.out_channels,
+                block_out_channels=self.widths,
+                down_block_types=tuple(down),
+                up_block_types=tuple(up),
+                mid_block_type=middle,
+                layers_per_block=self.layers_per_block,
+                attention_head_dim=self.heads,
+                cross_attention_dim=self.text,
+                norm_num_groups=self.groups,
+                class_embed_type="timestep" if self.told_noise_level else None,
+            )
+
+
+def load_unet(folder: Path) -> UNet2DConditionModel:
+    """The UNet in a diffusers `unet/` folder.
+
+    Raises:
+        UserError: there is none, or its file is not whole.
+    """
+    return _load(UNet2DConditionModel, folder)
+
+
+def load_vae(folder: Path) -> AutoencoderKL:
+    """The autoencoder in a diffusers `vae/` folder.
+
+    Raises:
+        UserError: there is none, or its file is not whole.
+    """
+    return _load(AutoencoderKL, folder)
+
+
+def latent_scale(vae_folder: Path) -> float:
+    """What latents of this autoencoder are multiplied by so that their deviation is about 1."""
+    config = AutoencoderKL.load_config(vae_folder, local_files_only=True)
+    return float(config["scaling_factor"])  # type: ignore[index]
+
+
+def _load(kind: Any, folder: Path) -> Any:
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+    except (OSError, ValueError, RuntimeError, EnvironmentError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"Cannot load {kind.__name__} from {str(folder)!r}: {reason} "
+            "Expected a diffusers folder with config.json and diffusion_pytorch_model.safetensors."
+        ) from None

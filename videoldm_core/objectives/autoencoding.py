@@ -1,0 +1,97 @@
+"""The image autoencoder, for those who bring none (stage 0; Rombach 2022)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL
+from einops import rearrange
+from torch import Tensor, nn
+
+from videoldm_core.data.loader import Batch
+from videoldm_core.metrics.quality import psnr
+from videoldm_core.models.image import AutoencoderConfig
+from videoldm_core.objectives.task import device_of
+from videoldm_core.randomness import SampleRng
+from videoldm_core.records import Record
+from videoldm_core.training.engine import OptimizerConfig
+from videoldm_core.training.players import Player, Turn, trainable_parameters
+
+
+class Autoencoding(Record):
+    """|x - D(E(x))| + squared error + KL(E(x) || N(0, 1)) on single frames."""
+
+    kind: Literal["autoencoding"] = "autoencoding"
+    network: AutoencoderConfig = AutoencoderConfig()
+    kl_weight: float = 1e-6
+
+
+class ReconstructingAutoencoder(nn.Module):
+    """An autoencoder whose forward pass reconstructs, so that an engine can wrap it."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps frames n 3 H W in [-1, 1] and noise n c h w to (reconstruction, KL per frame (n))."""
+        posterior = self.vae.encode(frames).latent_dist
+        latents = posterior.mean + posterior.std * noise
+        return self.vae.decode(latents).sample, posterior.kl()
+
+
+class AutoencodingTask:
+    """Trains an autoencoder on independent frames; see `Autoencoding`."""
+
+    def __init__(self, config: Autoencoding, *, optimizer: OptimizerConfig, seed: int) -> None:
+        self.config = config
+        self.vae = config.network.build(seed)
+        net = ReconstructingAutoencoder(self.vae)
+        self.players = [
+            Player(
+                name="autoencoder",
+                module=net,
+                trainable=trainable_parameters(net, [self.vae]),
+                loss=self.loss,
+                optimizer=optimizer,
+            )
+        ]
+
+    def loss(self, net: Any, batch: Batch, turn: Turn) -> tuple[Tensor, dict[str, float]]:
+        """Reconstruction error plus the weighted KL of one batch."""
+        frames, decoded, kl = self._reconstruct(net, batch, turn.rng)
+        error = decoded.float() - frames
+        reconstruction = error.abs().mean() + error.square().mean()
+        loss = reconstruction + self.config.kl_weight * kl.float().mean()
+        return loss, {"loss": loss.item(), "reconstruction": reconstruction.item()}
+
+    def heldout(self, net: Any, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """PSNR of each held-out clip in dB, (b)."""
+        frames, decoded, _ = self._reconstruct(net, batch, turn.rng)
+        clips = batch.clip.shape[0]
+        return {"psnr": psnr(decoded.float(), frames).view(clips, -1).mean(dim=1)}
+
+    def finish(self, batches: Iterator[Batch]) -> None:
+        """Sets the factor that brings latents of training frames to deviation 1 (Rombach 2022, §3.1)."""
+        device = device_of(self.vae)
+        with torch.no_grad():
+            latents = [
+                self.vae.encode(b.clip.to(device).flatten(0, 1)).latent_dist.mean for b in batches
+            ]
+        self.vae.register_to_config(scaling_factor=1 / torch.cat(latents).std().item())
+
+    def save(self, folder: Path) -> list[str]:
+        """Writes vae/ as diffusers does."""
+        self.vae.save_pretrained(folder / "vae")
+        return ["vae"]
+
+    def _reconstruct(
+        self, net: Any, batch: Batch, rng: SampleRng
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        frames = rearrange(batch.clip, "b t c h w -> (b t) c h w").to(device_of(net))
+        factor = 2 ** (len(self.config.network.widths) - 1)
+        height, width = frames.shape[-2] // factor, frames.shape[-1] // factor
+        shape = (batch.clip.shape[1], self.config.network.latent_channels, height, width)
+        decoded, kl = net(frames, rng.normal(shape).flatten(0, 1).to(frames))
+        return frames, decoded, kl

@@ -1,0 +1,230 @@
+"""The denoising objective of Eq. 1-3 and 5, for images and videos, latents and pixels."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from videoldm_core.conditioning import AnyGiven, Given, Nothing
+from videoldm_core.data.loader import Batch
+from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.models.image import UNetConfig, latent_scale, load_unet
+from videoldm_core.models.temporal_layers import TemporalConfig, load_temporal_config
+from videoldm_core.models.video_unet import VideoUNet, temporal_layers_for
+from videoldm_core.objectives.task import Parts, device_of
+from videoldm_core.randomness import SampleRng
+from videoldm_core.records import Record
+from videoldm_core.training.engine import OptimizerConfig
+from videoldm_core.training.players import Player, Turn, trainable_parameters
+
+
+class ScheduleConfig(Record):
+    """The noise schedule of a new image model; an existing one brings its own."""
+
+    timesteps: int = 1000
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    predicts: Literal["epsilon", "v_prediction"] = "epsilon"
+    zero_terminal_snr: bool = False  # the last level is noise alone (Lin 2023)
+
+    def build(self) -> NoiseSchedule:
+        """The schedule as diffusers describes it."""
+        return NoiseSchedule(
+            {
+                "num_train_timesteps": self.timesteps,
+                "beta_schedule": self.beta_schedule,
+                "beta_start": self.beta_start,
+                "beta_end": self.beta_end,
+                "prediction_type": self.predicts,
+                "rescale_betas_zero_snr": self.zero_terminal_snr,
+                "timestep_spacing": "trailing" if self.zero_terminal_snr else "leading",
+                "clip_sample": False,
+                "set_alpha_to_one": False,
+            }
+        )
+
+
+class Denoising(Record):
+    """E || y - f(z_tau; c_S, c, tau) ||^2 over all frames (Eq. 1-3, 5)."""
+
+    kind: Literal["denoising"] = "denoising"
+    given: AnyGiven = Nothing()
+    # How alpha is laid out in new temporal layers; None: no temporal layers, an image model.
+    alpha: Literal["scalar", "per_frame"] | None = None
+    text_dropout: float = 0.1  # share of clips that are given the empty text, for guidance
+    unet: UNetConfig | None = None  # a new image model; None: the inherited one
+    schedule: ScheduleConfig | None = None  # with a new image model
+
+    def temporal_config(self, *, frames: int, channels: int, strides: int) -> TemporalConfig | None:
+        """What phi is made of for clips of `frames` frames of `channels` at `strides` strides."""
+        if self.alpha is None:
+            return None
+        return TemporalConfig(
+            frames_in_alpha=frames if self.alpha == "per_frame" else None,
+            context_channels=self.given.context_channels(channels),
+            labels=strides if strides > 1 else 0,
+        )
+
+
+class Denoiser(nn.Module):
+    """A video UNet with the noise schedule and latent scale it was trained with."""
+
+    def __init__(self, net: VideoUNet, schedule: NoiseSchedule, scale: float) -> None:
+        super().__init__()
+        self.net, self.schedule, self.scale = net, schedule, scale
+
+    @property
+    def told_pass(self) -> bool:
+        """Whether the temporal layers are told which stride the frames are apart (§3.3)."""
+        return self.net.temporal is not None and self.net.temporal.label is not None
+
+    @property
+    def channels(self) -> int:
+        """Channels of what is denoised."""
+        return self.net.unet.config.out_channels
+
+
+def predict(
+    net: Any,
+    noisy: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    given: Given,
+    label: Tensor | None = None,
+) -> Tensor:
+    """The network's prediction for z_tau (b t c h w), in float32; training and sampling both call this."""
+    if given.low_resolution is not None:
+        noisy = torch.cat([noisy, given.low_resolution], dim=2)
+    return net(
+        noisy,
+        timesteps,
+        text,
+        context=given.context,
+        label=label,
+        noise_level=given.noise_level,
+    ).float()
+
+
+def load_denoiser(parts: Parts) -> Denoiser:
+    """The denoiser that published parts describe."""
+    unet = load_unet(parts["unet"])
+    temporal = None
+    if "temporal" in parts:
+        temporal = temporal_layers_for(unet, load_temporal_config(parts["temporal"]), seed=0)
+        temporal.load(parts["temporal"])
+    scale = latent_scale(parts["vae"]) if "vae" in parts else 1.0
+    net = VideoUNet(unet, temporal).eval().requires_grad_(False)
+    return Denoiser(net, NoiseSchedule.load(parts["scheduler"]), scale)
+
+
+class DenoisingTask:
+    """Trains a denoiser; see `Denoising`.
+
+    Args:
+        config: the objective of the stage.
+        parts: inherited weights; `unet` and `scheduler` unless the config makes new ones.
+        trains: parts whose weights move.
+        frames, strides: of the stage's clips.
+        crop: side of the square patches it is trained on, in pixels; None: whole frames (§3.4).
+        null_text: embedding of the empty text, l d.
+    """
+
+    def __init__(  # noqa: PLR0913 - one call site, in stage order
+        self,
+        config: Denoising,
+        *,
+        parts: Parts,
+        trains: tuple[str, ...],
+        frames: int,
+        strides: int,
+        crop: int | None,
+        null_text: Tensor,
+        optimizer: OptimizerConfig,
+        seed: int,
+    ) -> None:
+        self.config, self.trains, self.crop, self.null_text = config, trains, crop, null_text
+        unet = config.unet.build(seed) if config.unet else load_unet(parts["unet"])
+        schedule = (
+            config.schedule.build() if config.schedule else NoiseSchedule.load(parts["scheduler"])
+        )
+        phi = config.temporal_config(
+            frames=frames, channels=unet.config.out_channels, strides=strides
+        )
+        temporal = temporal_layers_for(unet, phi, seed=seed) if phi else None
+        if temporal is not None and "temporal" in parts:
+            temporal.load(parts["temporal"])
+        scale = latent_scale(parts["vae"]) if "vae" in parts else 1.0
+        self.model = Denoiser(VideoUNet(unet, temporal), schedule, scale)
+        modules = {"unet": unet, "temporal": temporal}
+        moving = [m for name in trains if (m := modules.get(name)) is not None]
+        net = self.model.net
+        self.players = [
+            Player(
+                name="denoiser",
+                module=net,
+                trainable=trainable_parameters(net, moving),
+                loss=self.loss,
+                optimizer=optimizer,
+            )
+        ]
+
+    def loss(self, net: Any, batch: Batch, turn: Turn) -> tuple[Tensor, dict[str, float]]:
+        """Eq. 1-3 and 5 on one batch."""
+        loss = self._errors(net, batch, turn.rng).mean()
+        return loss, {"loss": loss.item()}
+
+    def heldout(self, net: Any, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """The same loss per held-out clip, (b)."""
+        return {"loss": self._errors(net, batch, turn.rng)}
+
+    def finish(self, batches: Iterator[Batch]) -> None:
+        """Nothing follows from the trained weights."""
+
+    def save(self, folder: Path) -> list[str]:
+        """Writes the parts that moved; a new image model comes with its noise schedule."""
+        net, written = self.model.net, []
+        if "unet" in self.trains:
+            net.unet.save_pretrained(folder / "unet")
+            self.model.schedule.save(folder / "scheduler")
+            written += ["unet", "scheduler"]
+        if net.temporal is not None:
+            net.temporal.save(folder / "temporal")
+            written.append("temporal")
+        return written
+
+    def _errors(self, net: Any, batch: Batch, rng: SampleRng) -> Tensor:
+        device, schedule = device_of(net), self.model.schedule
+        clean = batch.clip.to(device) * self.model.scale
+        if self.crop is not None:
+            clean = random_patches(clean, self.crop, rng)
+        timesteps = rng.integers(0, schedule.timesteps).to(device)
+        noise = rng.normal(tuple(clean.shape[1:])).to(device)
+        given = self.config.given(clean, rng, schedule)
+        dropped = (rng.uniform() < self.config.text_dropout).to(device)
+        text = torch.where(dropped[:, None, None], self.null_text.to(device), batch.text.to(device))
+        prediction = predict(
+            net,
+            schedule.add_noise(clean, noise, timesteps),
+            timesteps,
+            text,
+            given,
+            batch.stride_index.to(device) if self.model.told_pass else None,
+        )
+        target = schedule.target(clean, noise, timesteps)
+        return (prediction - target).square().mean(dim=(1, 2, 3, 4))
+
+
+def random_patches(clip: Tensor, side: int, rng: SampleRng) -> Tensor:
+    """One side x side patch per clip b t c h w, the same for all its frames (§3.4)."""
+    height, width = clip.shape[-2:]
+    tops = rng.integers(0, height - side + 1)
+    lefts = rng.integers(0, width - side + 1)
+    return torch.stack(
+        [
+            video[..., top : top + side, left : left + side]
+            for video, top, left in zip(clip, tops, lefts, strict=True)
+        ]
+    )

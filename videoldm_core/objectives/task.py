@@ -1,0 +1,36 @@
+"""An objective bound to networks: what the loop trains, what is published, what is measured on the way."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from videoldm_core.data.loader import Batch
+from videoldm_core.training.players import Player, Turn
+
+Parts = Mapping[str, Path]  # inherited weights by part: vae, unet, scheduler, temporal, ...
+
+
+class Task(Protocol):
+    """One stage's networks and losses."""
+
+    players: list[Player]
+
+    def heldout(self, net: Any, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """What is watched on held-out clips while training: one value per clip, (b), by name."""
+        ...
+
+    def finish(self, batches: Iterator[Batch]) -> None:
+        """Settles what follows from trained weights (a latent scale) on a few training batches."""
+        ...
+
+    def save(self, folder: Path) -> list[str]:
+        """Writes the parts this stage made, each in `folder`/<part>; returns their names."""
+        ...
+
+
+def device_of(net: Any) -> torch.device:
+    """Where a module's (or an engine's module's) weights are."""
+    return next(getattr(net, "module", net).parameters()).device

@@ -1,0 +1,1 @@
+"""The cascade with other numbers: one file per preset."""

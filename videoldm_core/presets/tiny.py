@@ -1,0 +1,204 @@
+"""The cascade at 1/8 of the paper's text-to-video size: every stage trains on two CPU cores in about a minute.
+
+40x64 base frames at 16 per second (160x256 upscaled), key frames one second apart, five frames per clip.
+"""
+
+from videoldm_core.cascade import Preset, Stage, VideoFormat
+from videoldm_core.conditioning import FirstFrames, KeyFrames, LowResolution
+from videoldm_core.metrics.proofs import (
+    BeatsBilinear,
+    BeatsImageModel,
+    BeatsLinearDenoiser,
+    ReconstructsFrames,
+    SteadierDecoding,
+    SteadierUpscaling,
+    UsesFirstFrames,
+    UsesKeyFrames,
+)
+from videoldm_core.models.discriminator import CriticConfig
+from videoldm_core.models.image import AutoencoderConfig, UNetConfig
+from videoldm_core.models.text import TextConfig
+from videoldm_core.objectives.autoencoding import Autoencoding
+from videoldm_core.objectives.decoding import TemporalDecoding
+from videoldm_core.objectives.denoising import Denoising, ScheduleConfig
+from videoldm_core.training.engine import OptimizerConfig
+
+_TEXT = TextConfig(context_length=16, width=64, heads=4, layers=2)
+_SCHEDULE = ScheduleConfig(predicts="v_prediction", zero_terminal_snr=True)
+_KEY_STRIDE = 16
+
+TINY = Preset(
+    name="tiny",
+    video=VideoFormat(fps=16, height=40, width=64, clip_seconds=8),
+    text=_TEXT,
+    stages=(
+        Stage(
+            name="autoencoder",
+            paper="§3.1.1 (stage 0; Rombach 2022)",
+            objective=Autoencoding(
+                network=AutoencoderConfig(widths=(32, 64, 64), layers_per_block=1, groups=8),
+                kl_weight=1e-5,
+            ),
+            proves=ReconstructsFrames(),
+            starts_from=(),
+            trains=("vae",),
+            reads="pixels",
+            frames=1,
+            batch=32,
+            optimizer=OptimizerConfig(lr=2e-3, weight_decay=0.0),
+            steps=600,
+            warmup=20,
+            cooldown=300,
+            ema=0.99,
+        ),
+        Stage(
+            name="image",
+            paper="§3.1 (stage 0; Rombach 2022)",
+            objective=Denoising(
+                unet=UNetConfig(
+                    widths=(64, 128),
+                    attention=(True, True),
+                    layers_per_block=1,
+                    heads=4,
+                    text=_TEXT.width,
+                    groups=16,
+                ),
+                schedule=_SCHEDULE,
+            ),
+            proves=BeatsLinearDenoiser(),
+            starts_from=("autoencoder",),
+            trains=("unet",),
+            reads="latents",
+            frames=1,
+            batch=64,
+            optimizer=OptimizerConfig(lr=2e-3),
+            steps=700,
+            warmup=20,
+            cooldown=350,
+            ema=0.99,
+        ),
+        Stage(
+            name="temporal",
+            paper="§3.1, Eq. 2",
+            objective=Denoising(alpha="scalar"),
+            proves=BeatsImageModel(),
+            starts_from=("image",),
+            trains=("temporal",),
+            reads="latents",
+            frames=5,
+            strides=(_KEY_STRIDE,),
+            batch=16,
+            optimizer=OptimizerConfig(lr=2e-3),
+            steps=250,
+            warmup=20,
+            cooldown=125,
+            ema=0.98,
+        ),
+        Stage(
+            name="predictor",
+            paper="§3.2, Eq. 3-4",
+            objective=Denoising(alpha="scalar", given=FirstFrames()),
+            proves=UsesFirstFrames(),
+            starts_from=("temporal",),
+            trains=("temporal",),
+            reads="latents",
+            frames=5,
+            strides=(_KEY_STRIDE,),
+            batch=16,
+            optimizer=OptimizerConfig(lr=2e-3),
+            steps=250,
+            warmup=20,
+            cooldown=125,
+            ema=0.98,
+        ),
+        Stage(
+            name="interpolator",
+            paper="§3.3",
+            objective=Denoising(alpha="scalar", given=KeyFrames(every=4)),
+            proves=UsesKeyFrames(),
+            starts_from=("temporal",),
+            trains=("temporal",),
+            reads="latents",
+            frames=5,
+            strides=(4, 1),
+            batch=16,
+            optimizer=OptimizerConfig(lr=2e-3),
+            steps=250,
+            warmup=20,
+            cooldown=125,
+            ema=0.98,
+        ),
+        Stage(
+            name="decoder",
+            paper="§3.1.1",
+            objective=TemporalDecoding(
+                critic=CriticConfig(width=16, layers=2),
+                critic_weight=0.1,
+                critic_starts_at=50,
+                temporal_weight=1.0,
+            ),
+            proves=SteadierDecoding(),
+            starts_from=("autoencoder",),
+            trains=("vae", "temporal_decoder"),
+            reads="pixels",
+            frames=5,
+            batch=8,
+            optimizer=OptimizerConfig(lr=5e-4, betas=(0.5, 0.9), weight_decay=0.0),
+            steps=150,
+            warmup=10,
+            cooldown=75,
+            ema=0.98,
+        ),
+        Stage(
+            name="image_upscaler",
+            paper="§3.4 (image model)",
+            objective=Denoising(
+                given=LowResolution(factor=4, max_noise_timestep=250),
+                unet=UNetConfig(
+                    in_channels=6,
+                    out_channels=3,
+                    widths=(24, 48, 64),
+                    attention=(False, False, False),
+                    layers_per_block=1,
+                    text=_TEXT.width,
+                    groups=8,
+                    told_noise_level=True,
+                ),
+                schedule=_SCHEDULE,
+            ),
+            proves=BeatsBilinear(),
+            starts_from=(),
+            trains=("unet",),
+            reads="pixels",
+            full_size=True,
+            frames=1,
+            crop=64,
+            batch=16,
+            optimizer=OptimizerConfig(lr=2e-3),
+            steps=500,
+            warmup=20,
+            cooldown=250,
+            ema=0.98,
+        ),
+        Stage(
+            name="upscaler",
+            paper="§3.4, Eq. 5",
+            objective=Denoising(
+                alpha="scalar", given=LowResolution(factor=4, max_noise_timestep=250)
+            ),
+            proves=SteadierUpscaling(),
+            starts_from=("image_upscaler",),
+            trains=("temporal",),
+            reads="pixels",
+            full_size=True,
+            frames=5,
+            crop=64,
+            batch=8,
+            optimizer=OptimizerConfig(lr=2e-3),
+            steps=150,
+            warmup=10,
+            cooldown=75,
+            ema=0.98,
+        ),
+    ),
+)

@@ -1,0 +1,292 @@
+"""Trains one stage: `python -m videoldm_core.train job.json`, on each process that the launcher starts.
+
+The same command resumes from the last complete checkpoint. When it ends well, stage.json is there.
+"""
+
+import os
+import shutil
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed
+
+from videoldm_core.data.loader import Batch, Batches, read_batch
+from videoldm_core.data.plan import Plan, Windows
+from videoldm_core.data.store import Store, open_store
+from videoldm_core.errors import UserError
+from videoldm_core.files import disk_error
+from videoldm_core.job import Job, load_job
+from videoldm_core.metrics.proofs import Evidence
+from videoldm_core.metrics.worth import WorthRow, gather_series
+from videoldm_core.objectives.task import Task
+from videoldm_core.tasks import build_task
+from videoldm_core.training import actions
+from videoldm_core.training.checkpoints import (
+    latest_checkpoint,
+    load_optimizers,
+    load_weights,
+    save_checkpoint,
+)
+from videoldm_core.training.ema import Ema
+from videoldm_core.training.engine import TorchEngine, deepspeed_engine, join_processes
+from videoldm_core.training.journal import Journal
+from videoldm_core.training.loop import train, warmup_and_cooldown
+from videoldm_core.training.published import (
+    PublishedStage,
+    describe_parts,
+    read_published,
+    write_published,
+)
+
+PACKAGES = ("torch", "diffusers", "deepspeed", "webdataset")
+CALIBRATION_BATCHES = 4
+
+
+def main() -> int:
+    """The command; a user's error is one sentence on stderr and exit code 2."""
+    try:
+        run(load_job(Path(sys.argv[1])))
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def run(job: Job) -> None:
+    """Trains, judges and publishes the job's stage; does nothing when it is published already."""
+    published = read_published(job.out)
+    if published is not None and published.fingerprint == job.fingerprint():
+        return
+    launched = "WORLD_SIZE" in os.environ
+    if launched:
+        join_processes()
+    try:
+        StageRun(job, rank=_rank(), world=_world()).run()
+    finally:
+        if launched:
+            distributed.destroy_process_group()
+
+
+class StageRun:
+    """One process's part in training one stage."""
+
+    def __init__(self, job: Job, *, rank: int, world: int) -> None:
+        self.job, self.rank, self.world = job, rank, world
+        self.started = time.time()
+        self.device = _device()
+        self.store = open_store(job.store)
+        self.null_text = _null_text(job.text_tower)
+        self.journal = Journal(job.out / "journal.jsonl") if rank == 0 else None
+        self.checkpoints = job.out / "checkpoints" / job.fingerprint()[:12]
+        self.task = build_task(job, self.null_text)
+
+    def run(self) -> None:
+        """Goes from the last checkpoint to stage.json."""
+        stage = self.job.stage
+        found = latest_checkpoint(self.checkpoints)
+        start = found[1] if found else 0
+        if self.journal:
+            self.journal.write(total_steps=stage.steps, start=start)
+        self._make_engines(found)
+        plan = Plan(self._windows("train"), stage.batch, self.job.seed)
+        with Batches(
+            self.store,
+            plan,
+            rank=self.rank,
+            world=self.world,
+            start_step=start,
+            resize_to=self._frame_size(),
+        ) as batches:
+            train(
+                self.task.players,
+                batches,
+                start=start,
+                steps=stage.steps,
+                seed=self.job.seed,
+                rate=self._rate,
+                after_step=self._actions(),
+            )
+        self._publish()
+
+    def _make_engines(self, found: tuple[Path, int] | None) -> None:
+        job, players = self.job, self.task.players
+        if found:
+            load_weights(found[0], players)
+        for player in players:
+            player.module.to(self.device)
+            trainable = list(player.trainable.values())
+            bf16 = job.precision == "bf16"
+            if self.world == 1 and not distributed.is_initialized():
+                player.engine = TorchEngine(player.module, trainable, player.optimizer, bf16)
+            else:
+                player.engine = deepspeed_engine(
+                    player.module,
+                    trainable,
+                    player.optimizer,
+                    zero_stage=job.zero_stage,
+                    local_batch=job.stage.batch // self.world,
+                    bf16=bf16,
+                )
+            player.ema = Ema(player.trainable, job.stage.ema)
+        if found:
+            load_optimizers(found[0], players, found[1])
+
+    def _actions(self) -> list:
+        job, last = self.job, self.job.stage.steps
+        heldout = actions.watch_heldout(
+            self.task, self._heldout(job.heldout_clips), job.seed, self._write
+        )
+        after_step = [actions.stop_when_orphaned()]
+        if self.journal:
+            after_step.append(actions.report(self.journal))
+        after_step.append(actions.every(job.evaluate_every, heldout, last=last))
+        after_step.append(
+            actions.every(
+                job.checkpoint_every,
+                lambda step, _: save_checkpoint(self.checkpoints, self.task.players, step),
+                last=last,
+            )
+        )
+        return after_step
+
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
+        if self.journal:
+            self.journal.write(step=step, metrics=metrics)
+
+    def _rate(self, step: int) -> float:
+        stage = self.job.stage
+        return warmup_and_cooldown(
+            step, warmup=stage.warmup, cooldown=stage.cooldown, steps=stage.steps
+        )
+
+    def _publish(self) -> None:
+        """Saves the averages as every reader will load them, judges what was saved, then publishes."""
+        job = self.job
+        weights = job.out / "weights"
+        averages = {player.name: player.ema.full() for player in self.task.players}
+        own: dict[str, Path] = {}
+        names: list[list[str]] = [[]]
+        if self.rank == 0:
+            names = [self._save_weights(weights, averages)]
+        if distributed.is_initialized():
+            distributed.broadcast_object_list(names)
+        own = {name: weights / name for name in names[0]}
+        worth = self._judge(own)
+        if self.rank == 0:
+            self._write_published(own, worth)
+            shutil.rmtree(self.checkpoints.parent, ignore_errors=True)
+
+    def _save_weights(self, weights: Path, averages: dict[str, dict[str, Tensor]]) -> list[str]:
+        task = build_task(self.job, self.null_text)
+        for player in task.players:
+            for name, parameter in player.trainable.items():
+                parameter.data.copy_(averages[player.name][name])
+        task.finish(iter(self._training_clips()))
+        part = weights.with_name(".weights.part")
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(weights, ignore_errors=True)
+            names = task.save(part)
+            part.replace(weights)
+        except OSError as error:
+            raise disk_error(weights, error) from error
+        return names
+
+    @torch.no_grad()
+    def _judge(self, own: dict[str, Path]) -> tuple[WorthRow, ...]:
+        proof = self.job.stage.proves
+        evidence = Evidence(
+            parts=self.job.parts | own,
+            inherited=self.job.parts,
+            heldout=self._heldout(self.job.worth_clips),
+            training=self._training_clips(),
+        )
+        series = gather_series(proof.measure(evidence))
+        return tuple(claim.judge(self.job.stage.name, series) for claim in proof.claims)
+
+    def _write_published(self, own: dict[str, Path], worth: tuple[WorthRow, ...]) -> None:
+        job = self.job
+        finished = time.time()
+        write_published(
+            job.out,
+            PublishedStage(
+                stage=job.stage,
+                video=job.video,
+                seed=job.seed,
+                fingerprint=job.fingerprint(),
+                parts=describe_parts(job.out, own, dict(job.parts)),
+                parents=job.parents,
+                data={job.stage.reads: self.store.identity.digest()},
+                step=job.stage.steps,
+                worth=worth,
+                versions={name: version(name) for name in PACKAGES},
+                started=self.started,
+                finished=finished,
+                process_seconds=(finished - self.started) * self.world,
+            ),
+        )
+
+    def _windows(self, split: str) -> Windows:
+        stage = self.job.stage
+        return Windows(self.store, frames=stage.frames, strides=stage.strides, split=split)
+
+    def _heldout(self, clips: int) -> list[Batch]:
+        """This process's share of evenly spaced held-out windows; every process has as many."""
+        windows = self._windows("heldout")
+        numbers = windows.evenly_spaced(clips)
+        share = max(1, len(numbers) // self.world)
+        mine = [numbers[(self.rank * share + i) % len(numbers)] for i in range(share)]
+        return self._read(windows, mine, first_id=self.rank * share)
+
+    def _training_clips(self) -> list[Batch]:
+        windows = self._windows("train")
+        count = CALIBRATION_BATCHES * self.job.stage.batch
+        return self._read(windows, windows.evenly_spaced(count), first_id=0)
+
+    def _read(self, windows: Windows, numbers: list[int], *, first_id: int) -> list[Batch]:
+        size = max(1, self.job.stage.batch // self.world)
+        return [
+            read_batch(
+                self.store,
+                windows,
+                numbers[i : i + size],
+                first_id=first_id + i,
+                resize_to=self._frame_size(),
+            )
+            for i in range(0, len(numbers), size)
+        ]
+
+    def _frame_size(self) -> tuple[int, int] | None:
+        """Size to which frames of a pixel store are averaged down; None: as stored."""
+        stage, video = self.job.stage, self.job.video
+        if stage.reads == "latents" or stage.full_size:
+            return None
+        return video.height, video.width
+
+
+def _null_text(folder: Path) -> Tensor:
+    from videoldm_core.models.text import TextTower
+
+    return TextTower.load(folder).encode([""])[0]
+
+
+def _device() -> torch.device:
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
+def _rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def _world() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

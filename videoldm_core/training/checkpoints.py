@@ -1,0 +1,99 @@
+"""Checkpoints that are complete or absent, and do not depend on how the run was sharded.
+
+One folder per checkpoint, holding for every player its trainable weights, Adam's moments and the average, as
+full tensors by name: frozen weights are not in it, and any number of processes or ZeRO stage can go on from
+it. There is no random state to keep: every draw belongs to a sample (randomness.py).
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor, distributed
+
+from videoldm_core.errors import UserError
+from videoldm_core.files import disk_error, publish_folder
+from videoldm_core.models.weights import check_keys, read_tensors
+from videoldm_core.training.engine import full_moments, full_tensors, restore_moments
+from videoldm_core.training.players import Player
+
+KEPT = 2
+
+
+def save_checkpoint(folder: Path, players: list[Player], step: int) -> None:
+    """Publishes the state after `step` steps as `folder`/step_N; older ones but one are removed.
+
+    All processes call it; the first writes.
+
+    Raises:
+        UserError: the disk is full or read-only; earlier checkpoints stay as they are.
+    """
+    states = {player.name: _state_of(player) for player in players}
+    if _is_first():
+        _write(folder, states, step)
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def latest_checkpoint(folder: Path) -> tuple[Path, int] | None:
+    """The newest complete checkpoint and its step, or None."""
+    found = sorted(folder.glob("step_*/complete.json"))
+    if not found:
+        return None
+    return found[-1].parent, json.loads(found[-1].read_text())["step"]
+
+
+def load_weights(path: Path, players: list[Player]) -> None:
+    """Puts a checkpoint's weights into the players' modules, before their engines are made."""
+    for player in players:
+        tensors = _read(path, player)
+        for name, parameter in player.trainable.items():
+            parameter.data.copy_(tensors[f"weight/{name}"])
+
+
+def load_optimizers(path: Path, players: list[Player], step: int) -> None:
+    """Puts a checkpoint's optimizer states and averages into the players' engines."""
+    for player in players:
+        tensors = _read(path, player)
+        moments = {k: t for k, t in tensors.items() if k.startswith("exp_avg")}
+        restore_moments(player.engine, player.trainable, moments, step)
+        averages = {k.removeprefix("ema/"): t for k, t in tensors.items() if k.startswith("ema/")}
+        player.ema.restore(averages)
+
+
+def _state_of(player: Player) -> dict[str, Tensor]:
+    state = {f"weight/{k}": t for k, t in full_tensors(player.trainable).items()}
+    state |= full_moments(player.engine, player.trainable)
+    return state | {f"ema/{k}": t for k, t in player.ema.full().items()}
+
+
+def _write(folder: Path, states: dict[str, dict[str, Tensor]], step: int) -> None:
+    final, part = folder / f"step_{step:08d}", folder / f".step_{step:08d}.part"
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        for name, state in states.items():
+            save_file({k: t.contiguous() for k, t in state.items()}, part / f"{name}.safetensors")
+        (part / "complete.json").write_text(json.dumps({"step": step}))
+        publish_folder(part, final)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise disk_error(final, error) from error
+    for old in sorted(folder.glob("step_*"))[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def _read(path: Path, player: Player) -> dict[str, Tensor]:
+    where = path / f"{player.name}.safetensors"
+    tensors = read_tensors(where)
+    expected = {f"weight/{name}": player.shapes[name] for name in player.trainable}
+    weights = {k: t for k, t in tensors.items() if k.startswith("weight/")}
+    check_keys(expected, weights, where=str(where))
+    if len(tensors) != 4 * len(expected):
+        raise UserError(f"{str(where)!r} is not whole; delete {str(path)!r} and run again.")
+    return tensors
+
+
+def _is_first() -> bool:
+    return not distributed.is_initialized() or distributed.get_rank() == 0

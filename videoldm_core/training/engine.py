@@ -1,0 +1,215 @@
+"""The engines that take a step: plain torch, and DeepSpeed ZeRO. The only file that knows DeepSpeed.
+
+`Engine` has DeepSpeed's own names, so its engine needs no adapter and TorchEngine is the stand-in for one
+process. Weights are float32 in both; "bf16" means autocast around the forward pass, so masters are exact.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from videoldm_core.errors import UserError
+from videoldm_core.records import Record
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class OptimizerConfig(Record):
+    """AdamW and what is done to its gradients."""
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0  # DeepSpeed would clip at 1.0 unasked: it is always told
+
+
+class Engine(Protocol):
+    """A module with its optimizer; DeepSpeed's engine is one."""
+
+    module: Any
+    optimizer: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def backward(self, loss: Tensor) -> Any: ...
+
+    def step(self) -> Any: ...
+
+
+class TorchEngine:
+    """One process, no sharding."""
+
+    def __init__(
+        self, module: nn.Module, trainable: list[nn.Parameter], config: OptimizerConfig, bf16: bool
+    ) -> None:
+        self.module, self.optimizer = module, _adamw(trainable, config)
+        self._trainable, self._clip, self._bf16 = trainable, config.clip_norm, bf16
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        device = self._trainable[0].device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self._bf16):
+            return self.module(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of `loss`."""
+        loss.backward()
+
+    def step(self) -> None:
+        """Clips, steps and clears the gradients."""
+        nn.utils.clip_grad_norm_(self._trainable, self._clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def deepspeed_engine(
+    module: nn.Module,
+    trainable: list[nn.Parameter],
+    config: OptimizerConfig,
+    *,
+    zero_stage: int,
+    local_batch: int,
+    bf16: bool,
+) -> Engine:
+    """A DeepSpeed engine over the process group that `join_processes` set up."""
+    import deepspeed
+
+    settings = {
+        "train_micro_batch_size_per_gpu": local_batch,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.clip_norm,
+        "steps_per_print": 2**31 - 1,
+        "zero_optimization": {"stage": zero_stage},
+        "zero_allow_untested_optimizer": True,
+        # No module is listed as safe, so that gradients are still reduced in float32.
+        "torch_autocast": {
+            "enabled": bf16,
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+    }
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=_adamw(trainable, config), config=settings
+    )
+    return engine
+
+
+def join_processes() -> None:
+    """Joins the process group that the launcher describes in the environment."""
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def _adamw(trainable: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        trainable, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+    )
+
+
+def set_learning_rate(engine: Engine, lr: float) -> None:
+    """Sets the rate of the steps to come."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+
+
+# State that does not depend on how it was sharded ------------------------------------------------
+#
+# A checkpoint holds full tensors by parameter name. DeepSpeed's own holds flat partitions of one
+# number of processes and one ZeRO stage, and by default the frozen weights too.
+
+
+def local_tensors(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """What this process holds of each parameter: all of it, or its ZeRO-3 partition."""
+    return {name: getattr(p, "ds_tensor", p).data for name, p in parameters.items()}
+
+
+def local_part(parameter: nn.Parameter, full: Tensor) -> Tensor:
+    """The part of a whole tensor that this process would hold for `parameter`."""
+    shard = getattr(parameter, "ds_tensor", None)
+    if shard is None:
+        return full.to(parameter.device)
+    size, rank = shard.numel(), torch.distributed.get_rank(parameter.ds_process_group)  # type: ignore[attr-defined]
+    padded = torch.zeros(size * torch.distributed.get_world_size(), dtype=full.dtype)
+    padded[: full.numel()] = full.flatten()
+    return padded[rank * size : (rank + 1) * size].view_as(shard).to(shard.device)
+
+
+def full_tensors(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Every parameter whole, on the CPU; a collective call under ZeRO-3."""
+    with _gathered(list(parameters.values())):
+        return {name: p.detach().cpu().clone() for name, p in parameters.items()}
+
+
+def full_moments(engine: Engine, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Adam's moments of every parameter, whole, keyed "exp_avg/<name>"; a collective call."""
+    moments = {}
+    for name, parameter in parameters.items():
+        for moment in MOMENTS:
+            moments[f"{moment}/{name}"] = _full_moment(engine, parameter, moment).cpu().clone()
+    return moments
+
+
+def restore_moments(
+    engine: Engine, parameters: dict[str, nn.Parameter], moments: dict[str, Tensor], steps: int
+) -> None:
+    """Puts `full_moments` of a run after `steps` steps into a new engine, however it is sharded."""
+    inner = _inner_optimizer(engine)
+    for group in inner.param_groups:
+        for parameter in group["params"]:
+            inner.state[parameter] = {
+                "step": torch.tensor(float(steps)),
+                **{moment: torch.zeros_like(parameter) for moment in MOMENTS},
+            }
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    for name, parameter in parameters.items():
+        for moment in MOMENTS:
+            key = f"{moment}/{name}"
+            if key not in moments:
+                raise UserError(f"The checkpoint lacks {key!r}; delete it and run again.")
+            _set_full_moment(engine, parameter, moment, moments[key].to(parameter.device))
+
+
+def _full_moment(engine: Engine, parameter: nn.Parameter, moment: str) -> Tensor:
+    if not _is_sharded(parameter):
+        return _inner_optimizer(engine).state[parameter][moment]
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    return safe_get_full_optimizer_state(parameter, moment)
+
+
+def _set_full_moment(
+    engine: Engine, parameter: nn.Parameter, moment: str, value: Tensor
+) -> None:
+    if not _is_sharded(parameter):
+        _inner_optimizer(engine).state[parameter][moment].copy_(value)
+        return
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    safe_set_full_optimizer_state(parameter, value, moment)
+
+
+def _inner_optimizer(engine: Engine) -> torch.optim.Optimizer:
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def _is_sharded(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+
+@contextmanager
+def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
+    sharded = [p for p in parameters if hasattr(p, "ds_id")]
+    if not sharded:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(sharded):
+        yield

@@ -1,0 +1,109 @@
+"""What a finished stage says of itself: stage.json, written last, so that a stage is complete or absent."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from videoldm_core.cascade import Stage, VideoFormat
+from videoldm_core.errors import UserError
+from videoldm_core.files import sha256_of_folder, write_text_atomically
+from videoldm_core.metrics.worth import WorthRow
+from videoldm_core.records import Record
+
+FILE = "stage.json"
+
+
+class Part(Record):
+    """Weights on disk: made by this stage or inherited."""
+
+    path: str  # relative to the stage's folder
+    sha256: str
+
+
+class PublishedStage(Record):
+    """Everything needed to use, judge and repeat a trained stage."""
+
+    stage: Stage
+    video: VideoFormat
+    seed: int
+    fingerprint: str  # of everything that decided the weights
+    parts: dict[str, Part]
+    parents: dict[str, str]  # stage name -> digest of the stage.json it started from
+    data: dict[str, str]  # latents, pixels -> identity of the store it learned from
+    step: int
+    worth: tuple[WorthRow, ...]
+    versions: dict[str, str]  # of the packages that trained it
+    started: float  # unix time
+    finished: float
+    process_seconds: float  # over all processes, interrupted attempts included
+
+
+def read_published(folder: Path) -> PublishedStage | None:
+    """What the stage in `folder` published, or None when it has not finished.
+
+    Raises:
+        UserError: stage.json is there but is not one.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        text = path.read_text()
+        return PublishedStage.model_validate_json(text)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{str(path)!r} is not a published stage of this version ({reason}); "
+            "delete the folder and run the stage again."
+        ) from None
+
+
+def published_digest(folder: Path) -> str:
+    """Identity of one publication: a stage trained again is another parent."""
+    return hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
+
+
+def part_paths(folder: Path, *, verify: bool = False) -> dict[str, Path]:
+    """Where the parts of the stage in `folder` lie, inherited ones included.
+
+    Args:
+        verify: read every byte and compare digests.
+
+    Raises:
+        UserError: the stage is not published, or a part is missing or changed.
+    """
+    published = read_published(folder)
+    if published is None:
+        raise UserError(
+            f"No trained stage in {str(folder)!r}: {FILE} is missing. Train the stage first."
+        )
+    paths = {}
+    for name, part in published.parts.items():
+        path = (folder / part.path).resolve()
+        if not path.is_dir():
+            raise UserError(
+                f"Part {name!r} of {str(folder)!r} is missing at {str(path)!r}; "
+                "train the stage that made it again."
+            )
+        if verify and sha256_of_folder(path) != part.sha256:
+            raise UserError(
+                f"Part {name!r} at {str(path)!r} is not what {str(folder / FILE)!r} recorded; "
+                "train the stage that made it again."
+            )
+        paths[name] = path
+    return paths
+
+
+def describe_parts(folder: Path, own: dict[str, Path], inherited: dict[str, Path]) -> dict[str, Part]:
+    """Parts for stage.json; paths are relative so that a run folder can be moved."""
+    return {
+        name: Part(path=os.path.relpath(path, folder), sha256=sha256_of_folder(path))
+        for name, path in (inherited | own).items()
+    }
+
+
+def write_published(folder: Path, published: PublishedStage) -> None:
+    """Publishes: from here on the stage is there."""
+    write_text_atomically(folder / FILE, published.model_dump_json(indent=2))
+
+
