@@ -1,6 +1,9 @@
-"""One run as data: which preset, which videos, where, with what changes. Knows no network and starts nothing.
+"""One run as data: which preset, which videos, where, with what changes.
 
-A run file is YAML; `key=value` overrides win over it; both are validated into `RunConfig` before anything runs.
+Knows no network and starts nothing.
+
+A run file is YAML; `key=value` overrides win over it; both are validated into `RunConfig` before
+anything runs.
 """
 
 from pathlib import Path
@@ -38,7 +41,9 @@ class RunConfig(Record):
     """This run on this machine; the method itself is the preset's stage table."""
 
     preset: str
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")  # of the experiment and the registered models
+    name: str = Field(
+        min_length=1, pattern=r"^[A-Za-z0-9._-]+$"
+    )  # of the experiment and the registered models
     out: Path  # every file of the run is below
     videos: Path | None = None  # folder of the user's videos; None films the driving world
     world: WorldConfig = WorldConfig()
@@ -60,14 +65,14 @@ class RunConfig(Record):
 
 
 def load_run(runfile: str, overrides: list[str] | None = None) -> RunConfig:
-    """Reads a run file and applies `key=value` overrides; every mistake is refused with the nearest right key.
+    """Reads a run file and applies `key=value` overrides; a mistake is named with the nearest key.
 
     Args:
         runfile: a committed run ("tiny") or the path of a YAML file.
         overrides: "seed=3", "stages.temporal.steps=10", ...
 
     Raises:
-        UserError: an unreadable file, an unknown key, a value of the wrong type, an unknown preset or stage.
+        UserError: an unreadable file, an unknown key, preset or stage, a value of the wrong type.
     """
     path = find_runfile(runfile)
     values = _read_yaml(path)
@@ -76,7 +81,9 @@ def load_run(runfile: str, overrides: list[str] | None = None) -> RunConfig:
     run = parse_record(RunConfig, values, where=f"the run file {path.name}")
     table_of(run)
     if run.videos is not None and not run.videos.is_dir():
-        raise UserError(f"videos = {str(run.videos)!r} is not a folder; give the folder that holds the videos.")
+        raise UserError(
+            f"videos = {str(run.videos)!r} is not a folder; give the folder that holds the videos."
+        )
     absolute = {"out": run.out.absolute(), "videos": run.videos and run.videos.absolute()}
     return run.model_copy(update=absolute)
 
@@ -90,7 +97,10 @@ def find_runfile(runfile: str) -> Path:
     if path.is_file():
         return path
     known = sorted(p.stem for p in RUNFILES.glob("*.yaml"))
-    raise UserError(f"Unknown run file {runfile!r}: neither a file nor a committed run; {nearest(runfile, known)}")
+    raise UserError(
+        f"Unknown run file {runfile!r}: neither a file nor a committed run; "
+        f"{nearest(runfile, known)}"
+    )
 
 
 def table_of(run: RunConfig) -> Any:
@@ -129,7 +139,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise UserError(f"Cannot read the run file {str(path)!r} as YAML: {reason}.") from error
     if not isinstance(values, dict):
-        raise UserError(f"The run file {str(path)!r} holds {type(values).__name__}; expected 'key: value' lines.")
+        raise UserError(
+            f"The run file {str(path)!r} holds {type(values).__name__}; "
+            "expected 'key: value' lines."
+        )
     return values
 
 
@@ -142,12 +155,15 @@ def _apply(override: str, values: dict[str, Any]) -> None:
     for part in parents:
         inner = inner.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise UserError(f"Override {override!r}: {part!r} has no fields of its own; set {part}=value instead.")
+            raise UserError(
+                f"Override {override!r}: {part!r} has no fields of its own; "
+                f"set {part}=value instead."
+            )
     inner[last] = _parse(key.split("."), text)
 
 
 def _parse(path: list[str], text: str) -> Any:
-    """The value of an override: a YAML scalar, but plain text where the field wants text ("name=2024")."""
+    """The value of an override: a YAML scalar, but text where the field wants text (name=2024)."""
     kinds = _kinds_at(RunConfig, path)
     try:
         value = yaml.safe_load(text) if text else ""
@@ -158,7 +174,7 @@ def _parse(path: list[str], text: str) -> Any:
 
 
 def _kinds_at(kind: Any, path: list[str]) -> tuple[Any, ...]:
-    """The types that the field at `path` accepts; nothing where the path leaves the typed records."""
+    """The types that the field at `path` accepts; none where the path leaves the typed records."""
     for name in path:
         field = getattr(kind, "model_fields", {}).get(name)
         if field is None:
@@ -172,5 +188,7 @@ def _merged(row: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     both = dict(row)
     for name, value in fields.items():
         inner = both.get(name)
-        both[name] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+        both[name] = (
+            _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+        )
     return both

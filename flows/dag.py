@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from videoldm_core.files import sha256_of_file, write_text_atomically
@@ -37,14 +38,25 @@ class Receipt(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One call of a step's `make`."""
+
+    goes_on: bool  # what an earlier attempt left was made from the same; otherwise it must go
+    on_line: Callable[[dict[str, Any]], None]  # takes journal lines, for the display
+    cancelled: Event  # set when the step should stop
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """One node of the graph."""
 
     name: str  # "temporal"
     title: str  # a readable verb: "train temporal"
     needs: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)  # JSON data; another value makes the step due
-    make: Callable[..., Made]  # does the work; the same call goes on where an interrupted one stopped
+    settings: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # JSON data; another value makes the step due
+    make: Callable[[Attempt], Made]  # does the work, from where an interrupted attempt stopped
     trains: bool = False  # takes a slot for accelerator jobs
 
 
@@ -70,12 +82,16 @@ class Ledger:
 
     def missing_file(self, receipt: Receipt) -> Path | None:
         """The first file of a finished step that has gone since."""
-        return next((p for p in (receipt.output, *receipt.files) if not (self.out / p).exists()), None)
+        return next(
+            (p for p in (receipt.output, *receipt.files) if not (self.out / p).exists()), None
+        )
 
     def made_from(self, step: Step) -> str:
         """Digest of everything that defines the step's output; all it needs must be there."""
         needs = {name: self.output_digest(name) for name in step.needs}
-        assert None not in needs.values(), f"{step.name} was asked about before what it needs: {needs}"
+        assert None not in needs.values(), (
+            f"{step.name} was asked about before what it needs: {needs}"
+        )
         text = json.dumps({"settings": step.settings, "needs": needs}, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -88,6 +104,14 @@ class Ledger:
         if missing is not None:
             return f"{missing} is missing"
         return None if receipt.made_from == self.made_from(step) else "made from something else"
+
+    def begin(self, step: Step) -> bool:
+        """Notes from what the step is now made; True when the attempt before was from the same."""
+        path, made_from = self.out / "steps" / f"{step.name}.began", self.made_from(step)
+        if path.exists() and path.read_text() == made_from:
+            return True
+        write_text_atomically(path, made_from)
+        return False
 
     def enter(self, step: Step, made: Made, *, started: float, seconds: float) -> Receipt:
         """Writes the receipt of a step that has just been made."""
@@ -131,7 +155,7 @@ def in_order(steps: list[Step]) -> list[Step]:
 
 
 def due_steps(steps: list[Step], ledger: Ledger) -> dict[str, str]:
-    """Name and reason of every step that must run, in running order; empty when everything is done."""
+    """Name and reason of every step that must run, in order; empty when everything is done."""
     due: dict[str, str] = {}
     for step in in_order(steps):
         parent = next((name for name in step.needs if name in due), None)

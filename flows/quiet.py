@@ -1,4 +1,7 @@
-"""Keeps Prefect and MLflow from chattering on the terminal and from calling home; must run before they are imported."""
+"""Keeps Prefect and MLflow from chattering and from calling home.
+
+Environment variables, so they must be set before the packages are imported.
+"""
 
 import logging
 import os
@@ -9,7 +12,7 @@ QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_CLI_PROMPT": "false",
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the log lines still go to Prefect's pages
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # Prefect's pages still get them
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the tracker retries itself, and nobody waits for it
@@ -19,7 +22,7 @@ QUIET = {
 
 
 def silence_prefect(out: Path) -> None:
-    """Prefect keeps its database below the run's folder, unless the user has a server or a place for it."""
+    """Prefect's database goes below the run's folder, unless the user has a place for it."""
     _set_defaults()
     os.environ.setdefault("PREFECT_HOME", str(out / "prefect"))
 

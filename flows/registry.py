@@ -1,7 +1,8 @@
 """Trained stages as versions of registered models, and releases that pin one version of each.
 
-Versions are told apart by the digest of the stage's `stage.json`, so registering again changes nothing. What a version
-points at is kept beside MLflow's artifacts and never rewritten. Uses aliases and tags, not MLflow's deprecated stages.
+Versions are told apart by the digest of the stage's `stage.json`, so registering again changes
+nothing. What a version points at is kept beside MLflow's artifacts and never rewritten. Uses
+aliases and tags, not MLflow's deprecated stages.
 """
 
 import hashlib
@@ -23,7 +24,8 @@ class StageModel(Record):
     """A published stage, as it is registered."""
 
     stage: str
-    folder: Path  # holds stage.json and weights/
+    folder: Path  # where it was published
+    files: tuple[Path, ...]  # what a version keeps of it, relative to the folder
     digest: str  # of stage.json
     run_id: str  # its MLflow run
     tags: dict[str, str] = {}  # fingerprint, parents' versions, data identity, git commit, worth
@@ -47,7 +49,9 @@ class Release(Record):
 
     def digest(self) -> str:
         """The same for the same versions of the same stages."""
-        pins = "".join(f"{name}:{pin.version}:{pin.digest}\n" for name, pin in sorted(self.stages.items()))
+        pins = "".join(
+            f"{name}:{pin.version}:{pin.digest}\n" for name, pin in sorted(self.stages.items())
+        )
         return hashlib.sha256(pins.encode()).hexdigest()
 
 
@@ -62,8 +66,11 @@ def register_stage(client: Any, run_name: str, model: StageModel) -> int:
     known = find_version(client, name, model.digest)
     if known is not None:
         return known
-    source = _keep(client, model.run_id, model.folder, f"model-{model.digest[:12]}")
-    return _create_version(client, name, source, run_id=model.run_id, tags={**model.tags, "digest": model.digest})
+    target = f"model-{model.digest[:12]}"
+    source = _keep(client, model.run_id, target, folder=model.folder, files=model.files)
+    return _create_version(
+        client, name, source, run_id=model.run_id, tags={**model.tags, "digest": model.digest}
+    )
 
 
 def register_release(client: Any, release: Release, *, run_id: str) -> Release:
@@ -73,9 +80,16 @@ def register_release(client: Any, release: Release, *, run_id: str) -> Release:
     if version is None:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "release.json").write_text(release.model_dump_json(indent=2))
-            source = _keep(client, run_id, Path(folder), f"release-{release.digest()[:12]}")
-        pins = {f"pin.{stage}": f"{pin.model}/{pin.version}" for stage, pin in release.stages.items()}
-        version = _create_version(client, name, source, run_id=run_id, tags={**pins, "digest": release.digest()})
+            target = f"release-{release.digest()[:12]}"
+            source = _keep(
+                client, run_id, target, folder=Path(folder), files=(Path("release.json"),)
+            )
+        pins = {
+            f"pin.{stage}": f"{pin.model}/{pin.version}" for stage, pin in release.stages.items()
+        }
+        version = _create_version(
+            client, name, source, run_id=run_id, tags={**pins, "digest": release.digest()}
+        )
     return release.model_copy(update={"version": version})
 
 
@@ -91,9 +105,14 @@ def read_release(client: Any, run_name: str, version: int | str = CANDIDATE) -> 
     name = model_name(run_name, "release")
     try:
         by_alias = isinstance(version, str)
-        found = (client.get_model_version_by_alias if by_alias else client.get_model_version)(name, version)
+        found = (client.get_model_version_by_alias if by_alias else client.get_model_version)(
+            name, version
+        )
     except MlflowException as error:
-        raise UserError(f"There is no release {version!r} of {name!r} in the registry; make one with videoldm run.") from error
+        raise UserError(
+            f"There is no release {version!r} of {name!r} in the registry; "
+            "make one with videoldm run."
+        ) from error
     path = download_artifacts(f"{found.source}/release.json", tracking_uri=client.tracking_uri)
     release = Release.model_validate_json(Path(path).read_text())
     return release.model_copy(update={"version": int(found.version)})
@@ -105,7 +124,9 @@ def find_version(client: Any, name: str, digest: str) -> int | None:
     return next((int(v.version) for v in versions if v.tags.get("digest") == digest), None)
 
 
-def _create_version(client: Any, name: str, source: str, *, run_id: str, tags: dict[str, str]) -> int:
+def _create_version(
+    client: Any, name: str, source: str, *, run_id: str, tags: dict[str, str]
+) -> int:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -114,32 +135,29 @@ def _create_version(client: Any, name: str, source: str, *, run_id: str, tags: d
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     texts = {key: str(value)[:5000] for key, value in tags.items()}
-    version = int(client.create_model_version(name, source=source, run_id=run_id, tags=texts).version)
+    version = int(
+        client.create_model_version(name, source=source, run_id=run_id, tags=texts).version
+    )
     client.set_registered_model_alias(name, CANDIDATE, version)
     return version
 
 
-def _keep(client: Any, run_id: str, folder: Path, name: str) -> str:
-    """Puts `stage.json`, weights or `release.json` of `folder` among the run's artifacts and answers their URI."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and _is_kept(p.relative_to(folder)))
+def _keep(client: Any, run_id: str, target: str, *, folder: Path, files: tuple[Path, ...]) -> str:
+    """Puts files of `folder` among the run's artifacts, below `target`, and answers their URI."""
     root = client.get_run(run_id).info.artifact_uri
     if urlparse(root).scheme == "file":
-        target = Path(unquote(urlparse(root).path)) / name
+        kept = Path(unquote(urlparse(root).path)) / target
         for path in files:
-            _link_or_copy(path, target / path.relative_to(folder))
+            _link_or_copy(folder / path, kept / path)
     else:
         for path in files:
-            inside = (Path(name) / path.relative_to(folder)).parent.as_posix()
-            client.log_artifact(run_id, str(path), artifact_path=inside)
-    return f"{root}/{name}"
-
-
-def _is_kept(path: Path) -> bool:
-    return path.parts[0] == "weights" or path.name in ("stage.json", "release.json")
+            inside = (Path(target) / path).parent.as_posix()
+            client.log_artifact(run_id, str(folder / path), artifact_path=inside)
+    return f"{root}/{target}"
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """A second name for the same bytes where the disk allows it: weights are large, and are replaced, not rewritten."""
+    """A second name for the same bytes where possible: weights are large, and never rewritten."""
     if target.exists() and sha256_of_file(target) == sha256_of_file(source):
         return
     target.parent.mkdir(parents=True, exist_ok=True)

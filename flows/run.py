@@ -1,4 +1,4 @@
-"""WHEN things happen: the Prefect flow that brings every due step of a run into being, each as soon as it can.
+"""WHEN things happen: the Prefect flow that makes every due step of a run, as soon as it can.
 
 Knows the graph and the receipts; what a step does is in steps.py.
 """
@@ -7,20 +7,18 @@ import contextlib
 import fcntl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flows.config import RunConfig, store_run
-from flows.dag import Ledger, Made, Receipt, Step, ancestors, due_steps, in_order
-from flows.launch import Cancelled, JournalLine
+from flows.dag import Attempt, Ledger, Made, Receipt, Step, ancestors, due_steps, in_order
+from flows.launch import Cancelled
 from flows.quiet import silence_prefect
 from flows.terminal import Terminal
 from videoldm_core.errors import UserError
 from videoldm_core.files import disk_error
-
-OnLine = Callable[[JournalLine], None]
 
 
 class StepsFailed(Exception):
@@ -28,12 +26,14 @@ class StepsFailed(Exception):
 
     def __init__(self, failures: dict[str, BaseException]) -> None:
         self.failures = failures
-        super().__init__("; ".join(f"step {name!r} failed: {error}" for name, error in failures.items()))
+        super().__init__(
+            "; ".join(f"step {name!r} failed: {error}" for name, error in failures.items())
+        )
 
 
 @dataclass(kw_only=True)
 class Crew:
-    """What the steps of one run share: the receipts, the display, the slots, and whether to stop."""
+    """What the steps of one run share: receipts, display, slots, and whether to stop."""
 
     run: RunConfig
     terminal: Terminal
@@ -63,7 +63,12 @@ class Crew:
 
     def _make(self, step: Step) -> Made:
         try:
-            return step.make(on_line=lambda line: self.terminal.line(step, line), cancelled=self.cancelled)
+            attempt = Attempt(
+                goes_on=self.ledger.begin(step),
+                on_line=lambda line: self.terminal.line(step, line),
+                cancelled=self.cancelled,
+            )
+            return step.make(attempt)
         except Cancelled:
             raise
         except Exception as error:
@@ -86,7 +91,7 @@ class Crew:
 
 
 def make_due(crew: Crew, steps: list[Step], *, only: str | None = None) -> bool:
-    """Makes every due step, in as many at a time as there are slots; False when everything was done before.
+    """Makes every due step; False when everything was done before.
 
     Args:
         only: a step to make together with whatever it needs; None makes all.
@@ -123,7 +128,8 @@ def locked(out: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"Another videoldm command is working in {str(out)!r}; wait for it, or give another out=FOLDER."
+                f"Another videoldm command is working in {str(out)!r}; "
+                "wait for it, or give another out=FOLDER."
             ) from None
         yield
 
@@ -134,9 +140,11 @@ def _run_flow(crew: Crew, steps: list[Step], due: dict[str, str]) -> None:
     from prefect import flow
     from prefect.task_runners import ThreadPoolTaskRunner
 
-    # a thread per step, because a step that waits for others holds its thread; slots limit what trains
+    # a thread per step, because a waiting step holds its thread; the slots limit what trains
     runner = ThreadPoolTaskRunner(max_workers=len(steps))
-    run_cascade = flow(name="run-cascade", flow_run_name=crew.run.name, task_runner=runner)(_submit_all)
+    run_cascade = flow(name="run-cascade", flow_run_name=crew.run.name, task_runner=runner)(
+        _submit_all
+    )
     run_cascade(_Hidden(crew, steps, due))
 
 
@@ -156,14 +164,18 @@ def _submit_all(hidden: _Hidden) -> None:
 
     def make_step(name: str) -> Any:
         if name not in due:
-            return Completed(name="DoneBefore", message="its output is there and made from the same")
+            return Completed(
+                name="DoneBefore", message="its output is there and made from the same"
+            )
         receipt = crew.perform(by_name[name])
         return Completed(message=f"took {receipt.seconds:.0f} s" if receipt else "found unchanged")
 
     futures: dict[str, Any] = {}
     for step in steps:
         named = task(make_step, name=step.title, task_run_name=step.title, persist_result=False)
-        futures[step.name] = named.submit(step.name, wait_for=[futures[need] for need in step.needs])
+        futures[step.name] = named.submit(
+            step.name, wait_for=[futures[need] for need in step.needs]
+        )
     try:
         for future in futures.values():
             future.wait()

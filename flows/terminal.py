@@ -10,7 +10,15 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from flows.dag import Step
@@ -52,7 +60,10 @@ class Terminal:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
 
@@ -90,7 +101,10 @@ class Terminal:
 
     def failed(self, step: Step, why: str) -> None:
         """The step failed."""
-        self._end(step, f"[red]failed[/]       {step.title:<28} {escape(why.splitlines()[0] if why else '')}")
+        self._end(
+            step,
+            f"[red]failed[/]       {step.title:<28} {escape(why.splitlines()[0] if why else '')}",
+        )
 
     def _end(self, step: Step, text: str) -> None:
         with self._lock:
@@ -101,7 +115,7 @@ class Terminal:
 
 
 class _Bar:
-    """The progress of one step, read off its journal; a resumed journal's old lines move it without counting as speed."""
+    """The progress of one step; lines from before its launch move the bar, but are no speed."""
 
     def __init__(self, progress: Progress, title: str) -> None:
         self._progress = progress

@@ -1,7 +1,8 @@
-"""What MLflow should know about a run, and its delivery: training never waits for the tracking server.
+"""What MLflow should know about a run, and its delivery: training never waits for the server.
 
-What is to be told is written down first (mlflow_runs.json, journals); delivering it is done as often as needed, until
-the server has everything. Metric values come from the journals that the training commands write.
+What is to be told is written down first (mlflow_runs.json, journals); delivering it is done as
+often as needed, until the server has everything. Metric values come from the journals that the
+training commands write.
 """
 
 import contextlib
@@ -66,12 +67,23 @@ class Tracker:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def begin(self, name: str, *, params: dict[str, Any], tags: dict[str, str], journal: Path | None = None) -> None:
+    def begin(
+        self,
+        name: str,
+        *,
+        params: dict[str, Any],
+        tags: dict[str, str],
+        journal: Path | None = None,
+    ) -> None:
         """A run starts or goes on: the same MLflow run while its journal is the one it had."""
         with self._lock:
             known = self._tellings.runs.get(name)
             goes_on = known is not None and (name == CASCADE or _same_attempt(known, journal))
-            telling = known if goes_on and known else Telling(name=name, started=time.time(), journal=journal)
+            telling = (
+                known
+                if goes_on and known
+                else Telling(name=name, started=time.time(), journal=journal)
+            )
             texts = {key: str(value)[:5000] for key, value in params.items()}
             changes = {"params": {**texts, **telling.params}, "tags": {**telling.tags, **tags}}
             self._put(telling.model_copy(update={**changes, "status": "RUNNING", "ended": None}))
@@ -86,7 +98,11 @@ class Tracker:
     def end(self, name: str, status: Status) -> None:
         """A run has ended; the rest of its journal is delivered when the server answers."""
         with self._lock:
-            self._put(self._tellings.runs[name].model_copy(update={"status": status, "ended": time.time()}))
+            self._put(
+                self._tellings.runs[name].model_copy(
+                    update={"status": status, "ended": time.time()}
+                )
+            )
 
     def run_id(self, name: str) -> str | None:
         """MLflow's id of a run; None until it was first delivered."""
@@ -95,11 +111,13 @@ class Tracker:
 
     def start_delivering(self, every_s: float = 5.0) -> None:
         """Delivers in the background until `close`."""
-        self._thread = threading.Thread(target=self._deliver_regularly, args=(every_s,), daemon=True)
+        self._thread = threading.Thread(
+            target=self._deliver_regularly, args=(every_s,), daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:
-        """Delivers what is left, once; what the server does not take is delivered by the next command."""
+        """Delivers what is left, once; what the server does not take is for the next command."""
         self._stop.set()
         if self._thread:
             self._thread.join()
@@ -110,7 +128,7 @@ class Tracker:
         return all(_is_delivered(telling) for telling in self._tellings.runs.values())
 
     def deliver(self) -> bool:
-        """Brings the server up to date; False when it did not take everything, with `problem` saying why."""
+        """Brings the server up to date; False when it did not take all: `problem` says why."""
         with self.client_or_none() as client:
             if client is not None:
                 names = sorted(self._tellings.runs, key=lambda name: name != CASCADE)
@@ -123,7 +141,7 @@ class Tracker:
 
     @contextlib.contextmanager
     def client_or_none(self) -> Iterator[Any]:
-        """MLflow's client, for one caller at a time; what the server refuses inside is kept as `problem`."""
+        """MLflow's client, for one caller at a time; an error of the server becomes `problem`."""
         silence_mlflow()
         with self._delivering:
             from mlflow.exceptions import MlflowException
@@ -196,7 +214,11 @@ def git_commit() -> str:
     """The commit of the running code; "unknown" outside a checkout."""
     try:
         answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
@@ -212,13 +234,19 @@ def _same_attempt(telling: Telling, journal: Path | None) -> bool:
 
 def _content(telling: Telling) -> str:
     """What `_describe` delivers, as text."""
-    return telling.model_dump_json(include={"params", "tags", "metrics", "artifacts", "status", "ended"})
+    return telling.model_dump_json(
+        include={"params", "tags", "metrics", "artifacts", "status", "ended"}
+    )
 
 
 def _is_delivered(telling: Telling) -> bool:
     if telling.run_id is None or telling.told != _content(telling):
         return False
-    return next(JournalReader(telling.journal, telling.offset).new_lines(), None) is None if telling.journal else True
+    return (
+        next(JournalReader(telling.journal, telling.offset).new_lines(), None) is None
+        if telling.journal
+        else True
+    )
 
 
 def _describe(client: Any, run_id: str, telling: Telling) -> None:
@@ -229,7 +257,11 @@ def _describe(client: Any, run_id: str, telling: Telling) -> None:
     client.log_batch(
         run_id,
         metrics=[Metric(_legal(key), value, now_ms, 0) for key, value in telling.metrics.items()],
-        params=[Param(_legal(key), value) for key, value in telling.params.items() if _legal(key) not in told],
+        params=[
+            Param(_legal(key), value)
+            for key, value in telling.params.items()
+            if _legal(key) not in told
+        ],
         tags=[RunTag(_legal(key), value) for key, value in telling.tags.items()],
     )
     for path in telling.artifacts:
@@ -242,7 +274,7 @@ def _describe(client: Any, run_id: str, telling: Telling) -> None:
 
 
 def _batches(reader: JournalReader) -> Iterator[list[Line]]:
-    """Journal lines in portions that fit one request; `reader.offset` is behind the portion just given."""
+    """Lines in portions that fit one request; `reader.offset` is behind the portion just given."""
     lines: list[Line] = []
     size = 0
     for line in reader.new_lines():

@@ -1,6 +1,7 @@
-"""How a command gets its processes: a Launcher starts it somewhere and answers when it has ended well.
+"""How a command gets its processes: a Launcher starts it and answers when it has ended well.
 
-Local processes are in local.py; other machines (Slurm, Kubernetes) are other launchers with this same face.
+Local processes are in local.py; other machines (Slurm, Kubernetes) are other launchers with this
+same face.
 """
 
 from collections.abc import Callable
@@ -49,6 +50,7 @@ class StageCrashed(Exception):
         self.exit_code = exit_code
         self.log = command.log
         super().__init__(
-            f"{command.module} ended with exit code {exit_code}; its log is {command.log}, the last lines are:\n"
+            f"{command.module} ended with exit code {exit_code}; "
+            f"its log is {command.log}, the last lines are:\n"
             f"{last_lines}"
         )

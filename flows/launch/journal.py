@@ -1,4 +1,4 @@
-"""Reads a journal while somebody else is still writing it: whole lines only, from a remembered place on."""
+"""Reads a journal while it is being written: whole lines only, from a remembered place on."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ Line = dict[str, Any]
 
 
 class JournalReader:
-    """Yields the journal's complete lines once each; a line being written is left for the next call."""
+    """Yields complete lines once each; a line being written is left for the next call."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self.path = path

@@ -1,8 +1,9 @@
-"""Runs one command and lets none of its processes outlive whoever holds the leash: our standard input.
+"""Runs one command; none of its processes outlives the holder of the leash, our standard input.
 
-Run as a script, by path, so that it starts at once. When standard input closes, because the launcher let go or was
-killed, every process of the command is ended. Processes are found by a mark in their environment: torchrun puts its
-workers into sessions of their own, so ending one process group would leave them holding accelerators.
+Run as a script, by path, so that it starts at once. When standard input closes, because the
+launcher let go or was killed, every process of the command is ended. Processes are found by a
+mark in their environment: torchrun puts its workers into sessions of their own, so ending one
+process group would leave them holding accelerators.
 """
 
 import os
@@ -54,10 +55,13 @@ def _disregard(number: int, frame: object) -> None:
 
 
 def main() -> int:
-    """`leash.py GRACE_S COMMAND...`: the command's exit code, once all of its processes are gone."""
+    """`leash.py GRACE_S COMMAND...`: the command's exit code, once its processes are gone."""
     grace_s, command = float(sys.argv[1]), sys.argv[2:]
     mark = os.environ[MARK]
-    for number in (signal.SIGTERM, signal.SIGINT):  # only the leash decides, and it must outlive what it holds
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # only the leash decides, and it must outlive what it holds
         signal.signal(number, _disregard)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
 

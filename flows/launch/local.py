@@ -1,4 +1,4 @@
-"""Launches on this machine: one session per command, held by a leash, so that nothing outlives the launcher.
+"""Launches on this machine, on a leash, so that no process outlives its launcher.
 
 Knows how to start, follow and end processes; not what they compute.
 """
@@ -22,7 +22,7 @@ TAIL_LINES = 12
 
 
 class LocalLauncher:
-    """Local processes; several through torchrun, which brings its own free port, so that two launches never collide."""
+    """Local processes; several through torchrun, on a port of its own, so that launches never collide."""
 
     def __init__(self, *, grace_s: float = 5.0) -> None:
         self.grace_s = grace_s  # between asking a process to end and killing it
@@ -42,11 +42,18 @@ class LocalLauncher:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**environment(command.processes), **os.environ, "PYTHONPATH": _import_path(), leash.MARK: mark},
+                env={
+                    **environment(command.processes),
+                    **os.environ,
+                    "PYTHONPATH": _import_path(),
+                    leash.MARK: mark,
+                },
                 start_new_session=True,
             )
             try:
-                exit_code = _follow(held, JournalReader(command.journal), on_line=on_line, cancelled=cancelled)
+                exit_code = _follow(
+                    held, JournalReader(command.journal), on_line=on_line, cancelled=cancelled
+                )
             finally:
                 _let_go(held, mark, self.grace_s)
         if exit_code != 0:
@@ -58,13 +65,24 @@ def command_line(command: Command) -> list[str]:
     module = ["-m", command.module, str(command.argument)]
     if command.processes == 0:
         return [sys.executable, *module]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(command.processes)]
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(command.processes),
+    ]
     return [sys.executable, *torchrun, *module]
 
 
 def environment(processes: int) -> dict[str, str]:
     """What a launched process gets where the launcher's own environment does not say otherwise."""
-    quiet = {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
+    quiet = {
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
     threads = max(1, usable_cores() // max(1, processes))
     cpu_only = {} if has_accelerator() else {"DS_ACCELERATOR": "cpu"}
     return {**quiet, **cpu_only, "OMP_NUM_THREADS": str(threads)}
@@ -76,17 +94,22 @@ def usable_cores() -> int:
 
 
 def has_accelerator() -> bool:
-    """Whether an NVIDIA device is visible; asked of the driver, because importing torch takes seconds."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1") and Path("/proc/driver/nvidia/version").exists()
+    """Whether an NVIDIA device is visible; asked of the driver, as importing torch takes seconds."""
+    return (
+        os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1")
+        and Path("/proc/driver/nvidia/version").exists()
+    )
 
 
 def _import_path() -> str:
-    """PYTHONPATH under which the command finds the same packages as its launcher, installed or not."""
+    """PYTHONPATH under which a command finds the same packages as we do, installed or not."""
     root = str(Path(__file__).parents[2])
     return os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def _follow(held: subprocess.Popen, journal: JournalReader, *, on_line: OnLine, cancelled: Event) -> int:
+def _follow(
+    held: subprocess.Popen, journal: JournalReader, *, on_line: OnLine, cancelled: Event
+) -> int:
     while True:
         exit_code = held.poll()
         for line in journal.new_lines():
@@ -120,7 +143,9 @@ def _failure(command: Command, exit_code: int, log: str) -> Exception:
 def _says_error(line: str) -> bool:
     """Whether a command wrote `line` for the user; torchrun may put "[rank0]:" before it."""
     before, error, after = line.partition("error: ")
-    return bool(error and after) and (not before or before.strip().startswith("[") and before.strip().endswith("]:"))
+    return bool(error and after) and (
+        not before or before.strip().startswith("[") and before.strip().endswith("]:")
+    )
 
 
 def _text_from(log: Path, start: int) -> str:

@@ -3,26 +3,31 @@
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.dag import Ledger, Made, Step, ancestors, due_steps, in_order
+from flows.dag import Attempt, Ledger, Made, Step, ancestors, due_steps, in_order
 
 
-def make_all(steps: list[Step], ledger: Ledger, content: str = "") -> None:
+def attempt(goes_on: bool) -> Attempt:
+    return Attempt(goes_on=goes_on, on_line=lambda line: None, cancelled=Event())
+
+
+def make_all(steps: list[Step], ledger: Ledger) -> None:
     """Runs every due step the way the flow does."""
     for step in in_order(steps):
         if ledger.why_due(step):
-            ledger.enter(step, step.make(content), started=0.0, seconds=1.0)
+            ledger.enter(step, step.make(attempt(ledger.begin(step))), started=0.0, seconds=1.0)
 
 
 def writing_step(out: Path, name: str, needs: tuple[str, ...] = (), **settings) -> Step:
-    def make(content: str = "") -> Made:
+    def make(attempt: Attempt) -> Made:
         path = out / name / "done.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(f"{name} {settings} {content}")
+        path.write_text(f"{name} {settings}")
         (path.parent / "weights").write_text("w")
         return Made(output=path, files=(path.parent / "weights",))
 
@@ -98,8 +103,21 @@ def test_a_torn_receipt_counts_as_none(tmp_path):
     assert due_steps(chain(tmp_path), ledger) == {"decoder": "never finished"}
 
 
+def test_an_attempt_goes_on_only_where_one_from_the_same_stopped(tmp_path):
+    ledger = Ledger(tmp_path)
+    image, temporal, *_ = chain(tmp_path, steps=100)
+    make_all([image], ledger)
+    assert not ledger.begin(temporal)
+    assert ledger.begin(temporal)
+    assert not ledger.begin(chain(tmp_path, steps=200)[1])
+
+
 def test_steps_come_after_what_they_need_and_otherwise_as_listed(tmp_path):
-    steps = [writing_step(tmp_path, "b", ("a",)), writing_step(tmp_path, "a"), writing_step(tmp_path, "c")]
+    steps = [
+        writing_step(tmp_path, "b", ("a",)),
+        writing_step(tmp_path, "a"),
+        writing_step(tmp_path, "c"),
+    ]
     assert [step.name for step in in_order(steps)] == ["a", "b", "c"]
 
 

@@ -17,7 +17,9 @@ from flows.launch.local import LocalLauncher, command_line, environment
 from videoldm_core.errors import UserError
 
 
-def command_running(folder: Path, source: str, *, processes: int = 0, monkeypatch: pytest.MonkeyPatch) -> Command:
+def command_running(
+    folder: Path, source: str, *, processes: int = 0, monkeypatch: pytest.MonkeyPatch
+) -> Command:
     """A command whose module is `source`, importable by the launched process."""
     modules = folder / "modules"
     modules.mkdir(exist_ok=True)
@@ -32,9 +34,13 @@ def command_running(folder: Path, source: str, *, processes: int = 0, monkeypatc
     )
 
 
-def launch(command: Command, lines: list | None = None, cancelled: threading.Event | None = None) -> None:
+def launch(
+    command: Command, lines: list | None = None, cancelled: threading.Event | None = None
+) -> None:
     on_line = (lambda line: None) if lines is None else lines.append
-    LocalLauncher(grace_s=0.5).launch(command, on_line=on_line, cancelled=cancelled or threading.Event())
+    LocalLauncher(grace_s=0.5).launch(
+        command, on_line=on_line, cancelled=cancelled or threading.Event()
+    )
 
 
 def wait_until(condition, timeout_s: float = 15) -> None:
@@ -55,7 +61,9 @@ time.sleep(600)
 """
 
 
-def test_every_journal_line_reaches_the_caller_while_and_after_the_command_runs(tmp_path, monkeypatch):
+def test_every_journal_line_reaches_the_caller_while_and_after_the_command_runs(
+    tmp_path, monkeypatch
+):
     source = (
         "import json, pathlib, sys, time\n"
         "file = pathlib.Path(sys.argv[1]).with_name('journal.jsonl').open('a')\n"
@@ -68,13 +76,18 @@ def test_every_journal_line_reaches_the_caller_while_and_after_the_command_runs(
 
 
 def test_a_sentence_of_the_command_becomes_a_user_error(tmp_path, monkeypatch):
-    source = "import sys\nprint('loading')\nsys.exit(print('error: No space left in the shop.', file=sys.stderr) or 2)"
+    source = (
+        "import sys\nprint('loading')\n"
+        "print('error: No space left in the shop.', file=sys.stderr)\nsys.exit(2)"
+    )
     with pytest.raises(UserError, match=r"^No space left in the shop\.$"):
         launch(command_running(tmp_path, source, monkeypatch=monkeypatch))
 
 
 def test_a_crash_names_the_log_and_shows_its_last_lines(tmp_path, monkeypatch):
-    command = command_running(tmp_path, "raise RuntimeError('the moon fell')", monkeypatch=monkeypatch)
+    command = command_running(
+        tmp_path, "raise RuntimeError('the moon fell')", monkeypatch=monkeypatch
+    )
     with pytest.raises(StageCrashed, match=r"log\.txt(.|\n)*the moon fell") as crash:
         launch(command)
     assert crash.value.exit_code == 1
@@ -102,7 +115,9 @@ def test_cancelling_ends_processes_in_other_sessions_that_ignore_sigterm(tmp_pat
     thread.start()
     wait_until((tmp_path / "mark").exists)
     mark = (tmp_path / "mark").read_text()
-    assert len(marked_processes(mark)) == 3  # the leash, the command and its child in another session
+    assert (
+        len(marked_processes(mark)) == 3
+    )  # the leash, the command and its child in another session
     cancelled.set()
     thread.join(timeout=20)
     assert len(errors) == 1
@@ -112,7 +127,8 @@ def test_cancelling_ends_processes_in_other_sessions_that_ignore_sigterm(tmp_pat
 def test_killing_the_launcher_itself_leaves_no_orphan(tmp_path, monkeypatch):
     command = command_running(tmp_path, STUBBORN, monkeypatch=monkeypatch)
     source = (
-        "import sys, threading\nfrom flows.launch import Command\nfrom flows.launch.local import LocalLauncher\n"
+        "import sys, threading\nfrom flows.launch import Command\n"
+        "from flows.launch.local import LocalLauncher\n"
         "command = Command.model_validate_json(sys.argv[1])\n"
         "LocalLauncher(grace_s=0.5).launch(command, on_line=print, cancelled=threading.Event())\n"
     )
@@ -130,14 +146,20 @@ def test_killing_the_launcher_itself_leaves_no_orphan(tmp_path, monkeypatch):
 def test_torchrun_runs_every_process_and_keeps_the_sentence_of_a_failing_one(tmp_path, monkeypatch):
     source = (
         "import os, pathlib, sys\n"
-        "pathlib.Path(sys.argv[1]).with_name('rank' + os.environ['RANK']).write_text(os.environ['OMP_NUM_THREADS'])\n"
+        "here = pathlib.Path(sys.argv[1])\n"
+        "threads = os.environ['OMP_NUM_THREADS']\n"
+        "here.with_name('rank' + os.environ['RANK']).write_text(threads)\n"
         "print('error: Both of us agree.', file=sys.stderr)\n"
         "sys.exit(2)\n"
     )
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with pytest.raises(UserError, match="Both of us agree."):
         launch(command_running(tmp_path, source, processes=2, monkeypatch=monkeypatch))
-    assert (tmp_path / "rank0").read_text() == (tmp_path / "rank1").read_text() == environment(2)["OMP_NUM_THREADS"]
+    assert (
+        (tmp_path / "rank0").read_text()
+        == (tmp_path / "rank1").read_text()
+        == environment(2)["OMP_NUM_THREADS"]
+    )
 
 
 def test_a_read_only_log_folder_is_one_sentence(tmp_path, monkeypatch):
@@ -148,7 +170,9 @@ def test_a_read_only_log_folder_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_the_command_line_starts_one_torchrun_with_its_own_port():
-    command = Command(module="m", argument=Path("job.json"), processes=2, log=Path("l"), journal=Path("j"))
+    command = Command(
+        module="m", argument=Path("job.json"), processes=2, log=Path("l"), journal=Path("j")
+    )
     words = command_line(command)
     assert words[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     assert words[-3:] == ["-m", "m", "job.json"]
@@ -163,4 +187,3 @@ def test_a_torn_journal_line_is_left_until_it_is_whole(tmp_path):
     with journal.open("a") as file:
         file.write(": 2}\n")
     assert list(reader.new_lines()) == [{"step": 2}]
-

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from flows.registry import Pin, Release, StageModel, model_name, read_release, register_release, register_stage
+from flows.registry import (
+    Pin,
+    Release,
+    StageModel,
+    model_name,
+    read_release,
+    register_release,
+    register_stage,
+)
 from flows.tracking import CASCADE, Tracker
 from videoldm_core.errors import UserError
 from videoldm_core.files import sha256_of_file
@@ -36,7 +44,14 @@ def published_stage(folder: Path, tracker: Tracker, content: str = "one") -> Sta
     run_id = tracker.run_id(CASCADE)
     assert run_id
     digest = sha256_of_file(folder / "stage.json")
-    return StageModel(stage="temporal", folder=folder, digest=digest, run_id=run_id, tags={"parents": "image:1"})
+    return StageModel(
+        stage="temporal",
+        folder=folder,
+        files=(Path("stage.json"), Path("weights/temporal.safetensors")),
+        digest=digest,
+        run_id=run_id,
+        tags={"parents": "image:1"},
+    )
 
 
 def test_the_same_digest_is_the_same_version_and_another_is_the_next(client, tracker, tmp_path):
@@ -48,7 +63,9 @@ def test_the_same_digest_is_the_same_version_and_another_is_the_next(client, tra
     assert client.get_model_version("a-temporal", 1).tags["parents"] == "image:1"
 
 
-def test_a_version_keeps_its_weights_when_the_stage_is_trained_again_or_deleted(client, tracker, tmp_path):
+def test_a_version_keeps_its_weights_when_the_stage_is_trained_again_or_deleted(
+    client, tracker, tmp_path
+):
     version = register_stage(client, "b", published_stage(tmp_path / "stage", tracker, "one"))
     published_stage(tmp_path / "stage", tracker, "two")
     shutil.rmtree(tmp_path / "stage")
@@ -60,7 +77,9 @@ def test_a_version_keeps_its_weights_when_the_stage_is_trained_again_or_deleted(
 def test_a_release_pins_versions_is_idempotent_and_reads_back(client, tracker, tmp_path):
     model = published_stage(tmp_path, tracker)
     version = register_stage(client, "c", model)
-    pin = Pin(model=model_name("c", "temporal"), version=version, digest=model.digest, folder=tmp_path)
+    pin = Pin(
+        model=model_name("c", "temporal"), version=version, digest=model.digest, folder=tmp_path
+    )
     release = Release(name="c", stages={"temporal": pin})
     run_id = tracker.run_id(CASCADE)
     registered = register_release(client, release, run_id=run_id)

@@ -15,7 +15,7 @@ from prefect.testing.utilities import prefect_test_harness
 from rich.console import Console
 
 from flows.config import RunConfig
-from flows.dag import Made, Step
+from flows.dag import Attempt, Made, Step
 from flows.run import Crew, StepsFailed, locked, make_due
 from flows.terminal import Terminal, duration
 from videoldm_core.errors import UserError
@@ -48,7 +48,7 @@ class Workplace:
         self.lock = threading.Lock()
 
     def step(self, name: str, *needs: str, trains: bool = False) -> Step:
-        def make(on_line, cancelled) -> Made:
+        def make(attempt: Attempt) -> Made:
             with self.lock:
                 self.running += 1
                 self.most_running = max(self.most_running, self.running)
@@ -148,13 +148,13 @@ def test_an_interrupt_reaches_the_running_steps(tmp_path):
     crew = new_crew(tmp_path)
     heard = threading.Event()
 
-    def wait(on_line, cancelled) -> Made:
+    def wait(attempt: Attempt) -> Made:
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-        if cancelled.wait(20):
+        if attempt.cancelled.wait(20):
             heard.set()
         raise UserError("stopped")
 
-    with pytest.raises(BaseException):  # noqa: B017, PT011 (a KeyboardInterrupt, which Prefect may wrap)
+    with pytest.raises(BaseException):  # noqa: B017, PT011 (Prefect may wrap it)
         make_due(crew, [Step(name="slow", title="train slow", make=wait, trains=True)])
     assert heard.is_set()
 
@@ -177,7 +177,8 @@ def test_a_second_command_on_the_same_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.42, "0.4 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"), (7800, "2 h 10 min")]
+    ("seconds", "text"),
+    [(0.42, "0.4 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"), (7800, "2 h 10 min")],
 )
 def test_durations_read_well(seconds, text):
     assert duration(seconds) == text

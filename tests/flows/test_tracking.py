@@ -9,10 +9,15 @@ from flows.tracking import CASCADE, Tracker
 from videoldm_core.files import write_text_atomically
 
 
-def write_journal(path: Path, steps: range, *, first: str = '{"time": 1.0, "total_steps": 9}') -> None:
+def write_journal(
+    path: Path, steps: range, *, first: str = '{"time": 1.0, "total_steps": 9}'
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [] if path.exists() else [first]
-    lines += [json.dumps({"time": 100.0 + s, "step": s, "metrics": {"loss": 1.0 / (s + 1), "lr@x": 0.1}}) for s in steps]
+    lines += [
+        json.dumps({"time": 100.0 + s, "step": s, "metrics": {"loss": 1.0 / (s + 1), "lr@x": 0.1}})
+        for s in steps
+    ]
     with path.open("a") as file:
         file.write("\n".join(lines) + "\n")
 
@@ -64,7 +69,9 @@ def test_a_stage_run_is_nested_and_says_everything(tracker, tmp_path):
     assert stage.data.tags["parents"] == "image:1"
     assert stage.data.metrics["worth/loss"] == 0.5
     assert stage.info.status == "FINISHED"
-    assert (Path(stage.info.artifact_uri.removeprefix("file://")) / "previews" / "x.png").read_bytes() == b"png"
+    assert (
+        Path(stage.info.artifact_uri.removeprefix("file://")) / "previews" / "x.png"
+    ).read_bytes() == b"png"
     assert history(tracker, "temporal", "loss") == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
     assert len(history(tracker, "temporal", "lr_x")) == 3
 
@@ -115,7 +122,9 @@ def test_a_server_that_does_not_answer_stops_nothing_and_gets_everything_later(d
     assert away.problem
     assert not away.is_all_delivered()
     kept = (tmp_path / "mlflow_runs.json").read_text()
-    write_text_atomically(tmp_path / "mlflow_runs.json", kept.replace("http://127.0.0.1:9", f"sqlite:///{database}"))
+    write_text_atomically(
+        tmp_path / "mlflow_runs.json", kept.replace("http://127.0.0.1:9", f"sqlite:///{database}")
+    )
     back = Tracker(uri=f"sqlite:///{database}", experiment="away", out=tmp_path)
     assert back.deliver(), back.problem
     assert run_of(back, "temporal").info.status == "FINISHED"
