@@ -45,6 +45,8 @@ def frame_times(path: Path) -> list[float]:
     """When every frame is shown, in seconds after the first shown frame."""
     with open_video(path) as reader:
         stamps = [stamp for stamp, _ in reader]
+        if not stamps:
+            raise reason_for_no_frames(path, reader.header_frames, reader.damage)
         return [float((stamp - stamps[0]) * reader.tick) for stamp in stamps]
 
 

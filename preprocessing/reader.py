@@ -15,6 +15,13 @@ from av.video.stream import VideoStream
 
 from preprocessing.damage import DecodeError, reason_for_no_video
 
+# An untrusted file must not make us open others: to ffmpeg, playlists are videos too.
+_ONLY_THIS_FILE = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,matroska,avi,gif,mpeg,mpegts,mpegvideo,asf,flv,ogg,mxf,m4v,h264,hevc,"
+    "ivf,yuv4mpegpipe,dv,rm,wtv",
+}
+
 Shown = tuple[int, av.VideoFrame]  # stamp in ticks, frame
 
 
@@ -87,8 +94,7 @@ def open_video(path: Path) -> Iterator[Reader]:
         DecodeError: there is none.
     """
     try:
-        # An untrusted file must not make us open another one: playlists are videos to ffmpeg.
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
+        container = av.open(f"file:{path}", options=_ONLY_THIS_FILE)
     except (FFmpegError, OSError, ValueError) as error:
         raise reason_for_no_video(path, error) from None
     with container:
