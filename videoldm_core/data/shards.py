@@ -18,13 +18,14 @@ from typing import IO, Literal, TypeVar, cast
 import numpy as np
 
 from videoldm_core.errors import ShardError
+from videoldm_core.files import disk_error
 from videoldm_core.records import Record
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
 
 Kind = Literal["latents", "pixels"]
-P = TypeVar("P", "Manifest", "Index")
+P = TypeVar("P", bound=Record)
 
 
 class ClipInfo(Record):
@@ -112,9 +113,8 @@ class IndexedShard(Record):
 class Index(Record):
     """The store's table of contents; its presence means that every shard it names is complete.
 
-    Shards are never rewritten. When the videos change, the index says what no longer holds for old
-    shards: `retired` samples are skipped (their video is gone, or its caption changed), `splits`
-    overrides a manifest's split.
+    Shards are never rewritten. When videos or captions change, new clips get new shards, and
+    `retired` names the samples of old ones that no longer hold.
     """
 
     format: int = FORMAT_VERSION
@@ -122,7 +122,6 @@ class Index(Record):
     identity: StoreIdentity
     shards: tuple[IndexedShard, ...]
     retired: dict[str, tuple[str, ...]] = {}  # shard -> keys
-    splits: dict[str, Literal["train", "heldout"]] = {}  # key -> split
 
 
 def parse_published(kind: type[P], text: bytes, *, where: str) -> P:
@@ -181,7 +180,7 @@ class ShardWriter:
 
     def __init__(self, path: Path, *, shard: str, identity: StoreIdentity):
         self._shard, self._identity = shard, identity
-        self._file = _HashingFile(path.open("wb"))
+        self._file = _HashingFile(path)
         # USTAR has no time stamps or ids beyond the header that `_member` fixes.
         self._tar = tarfile.TarFile(
             fileobj=cast(IO[bytes], self._file), mode="w", format=tarfile.USTAR_FORMAT
@@ -244,8 +243,9 @@ def parse_npy_header(head: bytes) -> tuple[tuple[int, ...], int]:
 class _HashingFile:
     """A file being written whose digest and length are known when it is closed."""
 
-    def __init__(self, file: IO[bytes]):
-        self._file = file
+    def __init__(self, path: Path):
+        self._path = path
+        self._file = path.open("wb")
         self.sha256 = hashlib.sha256()
         self.size = 0
 
@@ -256,14 +256,19 @@ class _HashingFile:
     def write(self, content: bytes) -> int:
         self.sha256.update(content)
         self.size += len(content)
-        return self._file.write(content)
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            raise disk_error(self._path, error) from error
 
     def tell(self) -> int:
         return self.size
 
     def close(self) -> None:
-        self._file.flush()
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            raise disk_error(self._path, error) from error
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:

@@ -104,7 +104,8 @@ class LocalStorage:
                 os.fsync(file.fileno())
             part.replace(final)
         except OSError as error:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
             raise disk_error(final, error) from error
 
     def exists(self, name: str) -> bool:

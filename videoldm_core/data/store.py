@@ -255,7 +255,7 @@ def _live_samples(index: Index, manifests: list[Manifest]) -> list[Sample]:
                 samples.append(
                     Sample(
                         key=entry.key,
-                        split=index.splits.get(entry.key, entry.split),
+                        split=entry.split,
                         frames=entry.frames,
                         fps=entry.fps,
                         caption=entry.caption,

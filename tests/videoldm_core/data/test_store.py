@@ -66,18 +66,11 @@ def test_a_latent_store_has_no_frames(latent_store: Path):
         store.read_frames(store.samples[0], [0])
 
 
-def test_retired_samples_are_skipped_and_splits_overridden(latent_store: Path):
+def test_retired_samples_are_skipped(latent_store: Path):
     index = Index.model_validate_json((latent_store / "index.json").read_text())
-    changed = index.model_copy(
-        update={
-            "retired": {"shard-000000": (f"{1:016x}",)},
-            "splits": {f"{0:016x}": "heldout"},
-        }
-    )
+    changed = index.model_copy(update={"retired": {"shard-000000": (f"{1:016x}",)}})
     (latent_store / "index.json").write_text(changed.model_dump_json())
-    samples = open_store(latent_store).samples
-    assert [s.key[-1] for s in samples] == ["0", "2", "3", "4"]
-    assert [s.split for s in samples] == ["heldout", "train", "train", "heldout"]
+    assert [s.key[-1] for s in open_store(latent_store).samples] == ["0", "2", "3", "4"]
 
 
 def test_a_folder_that_is_no_store_is_named(tmp_path):

@@ -1,0 +1,74 @@
+"""Frames into latents, with an image autoencoder that is frozen. Knows neither clips nor shards."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from einops import rearrange
+
+from videoldm_core.errors import UserError
+
+Encoder = AutoencoderKL | AutoencoderTiny
+_KINDS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+
+
+def load_frozen_encoder(folder: Path, *, device: str = "cpu") -> Encoder:
+    """The autoencoder in a diffusers `vae` folder, in evaluation mode, channels last.
+
+    Raises:
+        UserError: the folder holds no AutoencoderKL or AutoencoderTiny, or its file is not whole.
+    """
+    try:
+        kind = json.loads((folder / "config.json").read_text())["_class_name"]
+        if kind not in _KINDS:
+            raise ValueError(f"it holds a {kind}")
+        vae = _KINDS[kind].from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"Cannot load an image autoencoder from {str(folder)!r}: {reason}; expected a "
+            f"diffusers folder of {' or '.join(_KINDS)} with config.json and safetensors weights."
+        ) from None
+    vae.requires_grad_(False).eval()
+    return vae.to(device, memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def encode_frames(
+    vae: Encoder, frames: np.ndarray, *, batch: int = 16, in_bfloat16: bool = False
+) -> np.ndarray:
+    """The posterior mean of every frame, unscaled.
+
+    Args:
+        frames: uint8 (t h w 3), RGB.
+        batch: frames per forward pass; the same clip must always be given the same batch to give
+            the same bits.
+        in_bfloat16: autocast; several times faster on CPUs and GPUs that have it.
+
+    Returns:
+        float16 (t c h w), height and width divided by the autoencoder's factor.
+
+    Raises:
+        UserError: the autoencoder gives something that float16 cannot hold.
+    """
+    weight = next(vae.parameters())
+    encoded = []
+    for some in torch.from_numpy(frames).split(batch):
+        pixels = rearrange(some.to(weight.device), "t h w c -> t c h w").to(weight.dtype)
+        pixels = (pixels / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(weight.device.type, torch.bfloat16, enabled=in_bfloat16):
+            encoded.append(_posterior_mean(vae, pixels).half().cpu())
+    latents = torch.cat(encoded)
+    if not latents.isfinite().all():
+        raise UserError(
+            "The image autoencoder gives latents that are infinite or not a number; "
+            "its weights are unusable: train it longer or give another one."
+        )
+    return latents.contiguous().numpy()
+
+
+def _posterior_mean(vae: Encoder, pixels: torch.Tensor) -> torch.Tensor:
+    output = vae.encode(pixels)  # type: ignore[operator]
+    return output.latents if isinstance(vae, AutoencoderTiny) else output.latent_dist.mode()

@@ -1,0 +1,26 @@
+"""What a child process does for one clip: decode its source, and for pixel stores code it again.
+
+Imports no torch, so that child processes start quickly. Runs under preprocessing/isolation.py.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from preprocessing.decode import decode_frames
+from videoldm_core.data.pixels import encode_clip
+
+
+def frames_of_clip(path: Path, times_s: Sequence[float], size: tuple[int, int]) -> np.ndarray:
+    """The frames shown at these times, uint8 (t h w 3).
+
+    Args:
+        size: (height, width) of the frames, px.
+    """
+    return decode_frames(path, times_s, height=size[0], width=size[1])
+
+
+def video_of_clip(path: Path, times_s: Sequence[float], size: tuple[int, int], fps: float) -> bytes:
+    """The same frames as the mp4 of a pixel shard."""
+    return encode_clip(frames_of_clip(path, times_s, size), fps=fps)
