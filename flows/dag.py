@@ -21,7 +21,8 @@ class Made(Record):
 
     output: Path
     files: tuple[Path, ...] = ()
-    process_seconds: float = 0.0  # summed over processes; what the step cost
+    process_seconds: float = 0.0  # over all processes; 0 means one process all the time
+    incomplete: str = ""  # what is left for the next command, although the step succeeded
 
 
 class Receipt(Record):
@@ -35,6 +36,7 @@ class Receipt(Record):
     started: float  # unix time
     seconds: float
     process_seconds: float
+    incomplete: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,8 @@ class Ledger:
         missing = self.missing_file(receipt)
         if missing is not None:
             return f"{missing} is missing"
+        if receipt.incomplete:
+            return receipt.incomplete
         return None if receipt.made_from == self.made_from(step) else "made from something else"
 
     def begin(self, step: Step) -> bool:
@@ -123,7 +127,8 @@ class Ledger:
             files=tuple(path.relative_to(self.out) for path in made.files),
             started=started,
             seconds=seconds,
-            process_seconds=made.process_seconds,
+            process_seconds=made.process_seconds or seconds,
+            incomplete=made.incomplete,
         )
         write_text_atomically(self._path(step.name), receipt.model_dump_json(indent=2) + "\n")
         return receipt

@@ -14,21 +14,12 @@ from typing import Any
 
 from flows.config import RunConfig, store_run
 from flows.dag import Attempt, Ledger, Made, Receipt, Step, ancestors, due_steps, in_order
+from flows.failures import StepsFailed
 from flows.launch import Cancelled
 from flows.quiet import silence_prefect
 from flows.terminal import Terminal
 from videoldm_core.errors import UserError
 from videoldm_core.files import disk_error
-
-
-class StepsFailed(Exception):
-    """Some steps failed; the others that could be made are made."""
-
-    def __init__(self, failures: dict[str, BaseException]) -> None:
-        self.failures = failures
-        super().__init__(
-            "; ".join(f"step {name!r} failed: {error}" for name, error in failures.items())
-        )
 
 
 @dataclass(kw_only=True)
@@ -90,25 +81,38 @@ class Crew:
             self._slots.release()
 
 
-def make_due(crew: Crew, steps: list[Step], *, only: str | None = None) -> bool:
+def make_due(crew: Crew, steps: list[Step], *, only: tuple[str, ...] = ()) -> bool:
     """Makes every due step; False when everything was done before.
 
     Args:
-        only: a step to make together with whatever it needs; None makes all.
+        only: steps to make, with the data they need; the stages they need must be trained. Empty
+            makes everything.
 
     Raises:
         StepsFailed: names every step that failed by itself.
+        UserError: a stage that `only` needs is not trained.
     """
-    if only is not None:
-        wanted = ancestors(steps, only) | {only}
+    if only:
+        wanted = set(only).union(*(ancestors(steps, name) for name in only))
         steps = [step for step in steps if step.name in wanted]
     steps = in_order(steps)
     due = due_steps(steps, crew.ledger)
+    if only:
+        _refuse_untrained(steps, due, only)
     receipts = {step.name: crew.ledger.receipt(step.name) for step in steps}
     crew.terminal.plan(steps, due, {name: r.seconds for name, r in receipts.items() if r})
     if due:
         _run_flow(crew, steps, due)
     return bool(due)
+
+
+def _refuse_untrained(steps: list[Step], due: dict[str, str], only: tuple[str, ...]) -> None:
+    for step in steps:
+        if step.trains and step.name in due and step.name not in only:
+            raise UserError(
+                f"{only[-1]!r} needs the stage {step.name!r}, which is not trained "
+                f"({due[step.name]}); train it first: videoldm train {step.name} RUNFILE."
+            )
 
 
 @contextlib.contextmanager

@@ -148,9 +148,15 @@ class Tracker:
             from mlflow.tracking import MlflowClient
 
             try:
-                yield MlflowClient(self.uri, registry_uri=self.uri)
+                client = MlflowClient(self.uri, registry_uri=self.uri)
             except (MlflowException, OSError) as error:
-                self.problem = " ".join(str(error).split())[:300]
+                self.problem = _sentence(error)
+                yield None
+                return
+            try:
+                yield client
+            except (MlflowException, OSError) as error:
+                self.problem = _sentence(error)
 
     def _deliver_regularly(self, every_s: float) -> None:
         while not self._stop.wait(every_s):
@@ -223,6 +229,10 @@ def git_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return answer.stdout.strip() or "unknown"
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _same_attempt(telling: Telling, journal: Path | None) -> bool:

@@ -22,7 +22,7 @@ TAIL_LINES = 12
 
 
 class LocalLauncher:
-    """Local processes; several through torchrun, on a port of its own, so that launches never collide."""
+    """Local processes; several through torchrun, on a port of its own, so that none collide."""
 
     def __init__(self, *, grace_s: float = 5.0) -> None:
         self.grace_s = grace_s  # between asking a process to end and killing it
@@ -94,7 +94,7 @@ def usable_cores() -> int:
 
 
 def has_accelerator() -> bool:
-    """Whether an NVIDIA device is visible; asked of the driver, as importing torch takes seconds."""
+    """Whether an NVIDIA device is visible; asked of the driver, as torch takes seconds."""
     return (
         os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1")
         and Path("/proc/driver/nvidia/version").exists()

@@ -112,6 +112,14 @@ def test_an_attempt_goes_on_only_where_one_from_the_same_stopped(tmp_path):
     assert not ledger.begin(chain(tmp_path, steps=200)[1])
 
 
+def test_what_a_step_left_for_later_is_due(tmp_path):
+    ledger = Ledger(tmp_path)
+    step = writing_step(tmp_path, "release")
+    made = step.make(attempt(False)).model_copy(update={"incomplete": "the server was away"})
+    ledger.enter(step, made, started=0.0, seconds=0.0)
+    assert due_steps([step], ledger) == {"release": "the server was away"}
+
+
 def test_steps_come_after_what_they_need_and_otherwise_as_listed(tmp_path):
     steps = [
         writing_step(tmp_path, "b", ("a",)),

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from flows.config import RunConfig
 from flows.dag import Attempt, Made, Step
-from flows.run import Crew, StepsFailed, locked, make_due
+from flows.failures import StepsFailed
+from flows.run import Crew, locked, make_due
 from flows.terminal import Terminal, duration
 from videoldm_core.errors import UserError
 
@@ -123,16 +124,24 @@ def test_no_more_stages_train_at_once_than_there_are_slots(tmp_path, slots):
 
 def test_one_step_can_be_asked_for_with_what_it_needs(tmp_path):
     place = Workplace(tmp_path)
-    make_due(new_crew(tmp_path), place.cascade(), only="temporal")
+    make_due(new_crew(tmp_path), place.cascade(), only=("temporal",))
     assert place.ran == ["latents", "temporal"]
+
+
+def test_a_stage_is_not_trained_without_its_parent(tmp_path):
+    place = Workplace(tmp_path)
+    needed = "'predictor' needs the stage 'temporal', which is not trained .never finished."
+    with pytest.raises(UserError, match=f"{needed}; train it first: videoldm train temporal"):
+        make_due(new_crew(tmp_path), place.cascade(), only=("predictor",))
+    assert place.ran == []
 
 
 def test_the_states_of_all_steps_are_shown_by_prefect(tmp_path):
     from prefect.client.orchestration import get_client
 
     place = Workplace(tmp_path)
-    make_due(new_crew(tmp_path), place.cascade(), only="temporal")
-    make_due(new_crew(tmp_path, name="second"), place.cascade(), only="predictor")
+    make_due(new_crew(tmp_path), place.cascade(), only=("temporal",))
+    make_due(new_crew(tmp_path, name="second"), place.cascade(), only=("predictor",))
     with get_client(sync_client=True) as client:
         flow_run = next(r for r in client.read_flow_runs() if r.name == "second")
         tasks = [t for t in client.read_task_runs() if t.flow_run_id == flow_run.id]

@@ -1,0 +1,162 @@
+"""The command line: `videoldm COMMAND RUNFILE key=value ...`.
+
+Every command does the same thing when repeated, says where its results are, and ends with one
+sentence on a user's error. Imports what is slow only when a command needs it.
+"""
+
+import errno
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.config import RunConfig, load_run, table_of
+from flows.failures import StepsFailed
+from videoldm_core.errors import UserError
+
+app = typer.Typer(
+    name="videoldm",
+    help="From a folder of videos to a trained, tracked and sampled video model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RunFile = Annotated[str, typer.Argument(help="a committed run (tiny) or the path of a YAML file")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="changed fields of the run")
+]
+INTERRUPTED = 130  # exit code, as shells have it
+NO_WRITING = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT)
+
+
+def _answering(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns what a command raises into one sentence on stderr and an exit code."""
+
+    @functools.wraps(command)
+    def answering(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except UserError as error:
+            raise _ended(str(error), 2) from None
+        except StepsFailed as error:
+            raise _ended(str(error), 1) from None
+        except KeyboardInterrupt:
+            raise _ended("stopped; the same command goes on from here.", INTERRUPTED) from None
+        except OSError as error:
+            if error.errno not in NO_WRITING:
+                raise
+            place = error.filename or "the output folder"
+            raise _ended(f"Cannot write {str(place)!r}: {error.strerror}.", 2) from None
+
+    return answering
+
+
+def _ended(sentence: str, code: int) -> typer.Exit:
+    print(f"error: {sentence}", file=sys.stderr)
+    return typer.Exit(code)
+
+
+@app.command()
+@_answering
+def run(runfile: RunFile, overrides: Overrides = None) -> None:
+    """Does all that is not done yet, from videos to the report.
+
+    Example: videoldm run tiny videos=my_videos out=runs/mine
+    """
+    config = load_run(runfile, overrides)
+    _work(config)
+
+
+@app.command()
+@_answering
+def admit(runfile: RunFile, overrides: Overrides = None) -> None:
+    """Says which videos are admitted, and what stages see.
+
+    Example: videoldm admit tiny videos=my_videos
+    """
+    config = load_run(runfile, overrides)
+    _work(config, only=("admission",))
+    print(f"Admission report: {config.out / 'admission.html'}")
+
+
+@app.command()
+@_answering
+def encode(runfile: RunFile, overrides: Overrides = None) -> None:
+    """Writes the pixel and latent shards.
+
+    The image encoder must be trained.
+
+    Example: videoldm encode tiny
+    """
+    config = load_run(runfile, overrides)
+    _work(config, only=("pixels", "latents"))
+    print(f"Shards: {config.out / 'pixels'} and {config.out / 'latents'}")
+
+
+@app.command()
+@_answering
+def train(
+    stage: Annotated[str, typer.Argument(help="a stage of the preset: temporal, predictor ...")],
+    runfile: RunFile,
+    overrides: Overrides = None,
+) -> None:
+    """Trains one stage, or goes on with it.
+
+    The stages it starts from must be trained.
+
+    Example: videoldm train temporal tiny stages.temporal.steps=500
+    """
+    config = load_run(runfile, overrides)
+    _work(config, only=(table_of(config).stage(stage).name,))
+    print(f"Stage {stage}: {config.stage_folder(stage)}")
+
+
+@app.command()
+@_answering
+def sample(
+    runfile: RunFile,
+    overrides: Overrides = None,
+    to: Annotated[Path | None, typer.Option(help="the video; default OUT/video.mp4")] = None,
+) -> None:
+    """Samples a video with the whole trained cascade.
+
+    Example: videoldm sample tiny sample.prompt="a bus in the rain" --to bus.mp4
+    """
+    config = load_run(runfile, overrides)
+    from flows.session import sample_to
+
+    video = sample_to(config, to)
+    print(f"Video: {video}")
+
+
+@app.command()
+@_answering
+def doctor(runfile: RunFile = "tiny", overrides: Overrides = None) -> None:
+    """Checks this machine before anything is queued.
+
+    Example: videoldm doctor tiny out=/scratch/runs/mine
+    """
+    from flows.doctor import examine, show
+
+    if not show(examine(load_run(runfile, overrides))):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+def _work(config: RunConfig, *, only: tuple[str, ...] = ()) -> None:
+    from flows.session import work
+
+    work(config, only=only)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""One step of preparing data, as a command: `python -m flows.prepare request.json`.
+
+In a process of its own, so that the flow never holds a network, and a crash is an exit code.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from flows.config import RunConfig, table_of
+from flows.dag import Attempt, Made
+from flows.launch import Command, Launcher
+from videoldm_core.errors import UserError
+from videoldm_core.files import write_text_atomically
+from videoldm_core.records import Record
+from videoldm_core.training.journal import Journal
+
+CLIPS_PER_SHARD = 64
+
+
+class Request(Record):
+    """Which step of which run, and where to answer."""
+
+    step: str
+    run: RunConfig
+    journal: Path
+    answer: Path  # a Made, as JSON
+
+
+def launch_step(step: str, attempt: Attempt, *, run: RunConfig, launcher: Launcher) -> Made:
+    """Makes one step in a process of its own and answers what it made."""
+    folder = run.out / "steps"
+    request = Request(
+        step=step,
+        run=run,
+        journal=folder / f"{step}.journal.jsonl",
+        answer=folder / f"{step}.made.json",
+    )
+    path = folder / f"{step}.request.json"
+    write_text_atomically(path, request.model_dump_json(indent=2) + "\n")
+    request.journal.unlink(missing_ok=True)
+    command = Command(
+        module="flows.prepare",
+        argument=path,
+        processes=0,
+        log=folder / f"{step}.log",
+        journal=request.journal,
+    )
+    launcher.launch(command, on_line=attempt.on_line, cancelled=attempt.cancelled)
+    return Made.model_validate_json(request.answer.read_text())
+
+
+class Preparation:
+    """The steps before anything is trained on, each a method of its name."""
+
+    def __init__(self, request: Request) -> None:
+        self.run = request.run
+        self.table = table_of(request.run)
+        self.journal = Journal(request.journal)
+        self._total = 0
+
+    def videos(self) -> Made:
+        """Films the driving world."""
+        from preprocessing.world import make_world
+
+        folder, video = self.run.out / "videos", self.table.video
+        make_world(
+            folder,
+            videos=self.run.world.videos,
+            seconds=self.run.world.seconds,
+            fps=video.fps,
+            height=video.height * video.upscale,
+            width=video.width * video.upscale,
+            seed=self.run.seed,
+        )
+        return Made(output=folder / "captions.csv", files=tuple(sorted(folder.glob("*.mp4"))))
+
+    def text(self) -> Made:
+        """Builds the text tower."""
+        from videoldm_core.models.text import TextTower
+
+        folder = self.run.out / "text_tower"
+        TextTower.build(self.table.text).save(folder)
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        return Made(output=folder / "config.json", files=tuple(files))
+
+    def admission(self) -> Made:
+        """Decodes every video and says what each stage will see."""
+        raise NotImplementedError
+
+    def pixels(self) -> Made:
+        """Writes the pixel store."""
+        from preprocessing.stores import encode_pixels
+
+        return _store_made(encode_pixels(self._stores()))
+
+    def latents(self) -> Made:
+        """Writes the latent store with the frozen image encoder."""
+        from flows.steps import encoder_stage
+        from preprocessing.stores import encode_latents
+        from videoldm_core.training.published import part_paths
+
+        stage = encoder_stage(self.table)
+        vae = part_paths(self.run.stage_folder(stage))["vae"]
+        return _store_made(encode_latents(self._stores(), vae_folder=vae))
+
+    def _stores(self):
+        raise NotImplementedError
+
+    def _progress(self, done: int, total: int) -> None:
+        if total != self._total:
+            self._total = total
+            self.journal.write(total_steps=total)
+        self.journal.write(step=done, metrics={})
+
+
+def _store_made(location: Path | str) -> Made:
+    store = Path(location)
+    shards = sorted(path for path in store.glob("shard-*") if path.suffix in (".tar", ".json"))
+    return Made(output=store / "index.json", files=tuple(shards))
+
+
+def main() -> int:
+    """The command; a user's error is one sentence on stderr and exit code 2."""
+    try:
+        path = Path(sys.argv[1])
+        request = Request.model_validate_json(path.read_text())
+        make: Callable[[], Made] = getattr(Preparation(request), request.step)
+        write_text_atomically(request.answer, make().model_dump_json(indent=2))
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

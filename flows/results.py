@@ -1,0 +1,79 @@
+"""The end of a run: the release that pins every stage, the sampled video, and the report."""
+
+from pathlib import Path
+
+from flows.dag import Attempt, Made
+from flows.launch import Command
+from flows.registry import Release, register_release
+from flows.stages import Foreman
+from flows.tracking import CASCADE
+from videoldm_core.files import write_text_atomically
+
+
+class Ending:
+    """What is made from all trained stages of one run."""
+
+    def __init__(self, foreman: Foreman) -> None:
+        self.foreman = foreman
+        self.run = foreman.run
+        self.tracker = foreman.tracker
+
+    def release(self, attempt: Attempt) -> Made:
+        """Pins one version of every stage; what the server does not take is left for later."""
+        pins = {row.name: self.foreman.register(row.name) for row in self.foreman.table.stages}
+        release = Release(name=self.run.name, stages=pins)
+        if all(pin.version is not None for pin in pins.values()):
+            release = self._registered(release)
+        path = self.run.out / "release.json"
+        write_text_atomically(path, release.model_dump_json(indent=2) + "\n")
+        self.tracker.add(CASCADE, artifacts=(path,))
+        problem = self.tracker.problem or "the tracking server did not answer"
+        is_registered = release.version is not None
+        return Made(output=path, incomplete="" if is_registered else f"not registered: {problem}")
+
+    def sample(self, attempt: Attempt) -> Made:
+        """Samples a video with the whole cascade."""
+        made = self.sample_to(self.run.out / "video.mp4", attempt)
+        self.tracker.add(CASCADE, artifacts=(made.output, *made.files))
+        return made
+
+    def sample_to(self, video: Path, attempt: Attempt) -> Made:
+        """Samples a video into `video`, with an animated preview beside it."""
+        from videoldm_core.generate import Request
+
+        stages = {row.name: self.run.stage_folder(row.name) for row in self.foreman.table.stages}
+        request = Request(
+            stages=stages,
+            text_tower=self.run.out / "text_tower",
+            out=video,
+            **self.run.sample.model_dump(),
+        )
+        folder = self.run.out / "steps"
+        path = folder / "sample.request.json"
+        write_text_atomically(path, request.model_dump_json(indent=2) + "\n")
+        command = Command(
+            module="videoldm_core.generate",
+            argument=path,
+            processes=0,
+            log=folder / "sample.log",
+            journal=video.parent / "journal.jsonl",
+        )
+        self.foreman.launcher.launch(command, on_line=attempt.on_line, cancelled=attempt.cancelled)
+        preview = video.with_suffix(".gif")
+        return Made(output=video, files=(preview,) if preview.exists() else ())
+
+    def report(self, attempt: Attempt) -> Made:
+        """Writes the report and keeps it beside the runs in MLflow."""
+        from flows.report import write_report
+
+        path = write_report(self.run, self.foreman.table)
+        self.tracker.add(CASCADE, artifacts=(path,))
+        return Made(output=path)
+
+    def _registered(self, release: Release) -> Release:
+        registered = release
+        with self.tracker.client_or_none() as client:
+            run_id = self.tracker.run_id(CASCADE)
+            if client is not None and run_id is not None:
+                registered = register_release(client, release, run_id=run_id)
+        return registered

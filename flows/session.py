@@ -1,0 +1,150 @@
+"""One command's work on one run folder: puts display, tracker, launcher and steps together."""
+
+import contextlib
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.pretty import Pretty
+
+from flows.config import RunConfig, store_run, table_of, tracking_uri
+from flows.dag import Attempt, Ledger, Step, due_steps
+from flows.failures import StepsFailed
+from flows.launch.local import LocalLauncher
+from flows.results import Ending
+from flows.run import Crew, locked, make_due
+from flows.stages import Foreman
+from flows.steps import cascade_steps
+from flows.summary import show_summary
+from flows.terminal import Terminal
+from flows.tracking import CASCADE, Status, Tracker, git_commit
+from videoldm_core.errors import UserError
+
+LEAST_FREE_BYTES = 300 * 2**20
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a command works with while it holds the run's folder."""
+
+    foreman: Foreman
+    terminal: Terminal
+    steps: list[Step]
+
+    @property
+    def run(self) -> RunConfig:
+        """The resolved config."""
+        return self.foreman.run
+
+
+def work(run: RunConfig, *, only: tuple[str, ...] = ()) -> None:
+    """Makes what is due, all of it or only some steps, and shows where everything is.
+
+    Raises:
+        UserError: the folder cannot be used, or something is missing that the user must provide.
+        StepsFailed: names the steps that failed.
+    """
+    with _session(run) as session:
+        crew = Crew(run=run, terminal=session.terminal)
+        try:
+            with session.terminal, _told(session):
+                make_due(crew, session.steps, only=only)
+        except StepsFailed as error:
+            _raise_lone_user_error(error)
+        if not only:
+            show_summary(session.run, session.foreman.table, session.terminal)
+        _say_what_is_left(session)
+
+
+def sample_to(run: RunConfig, video: Path | None) -> Path:
+    """Samples a video with the trained stages of `run`, whatever was sampled before.
+
+    Raises:
+        UserError: a stage is not trained.
+    """
+    with _session(run) as session:
+        for name, reason in due_steps(session.steps, Ledger(run.out)).items():
+            if name in {row.name for row in session.foreman.table.stages}:
+                raise UserError(
+                    f"The stage {name!r} is not trained ({reason}); "
+                    f"train it first: videoldm train {name} RUNFILE."
+                )
+        target = (video or run.out / "video.mp4").absolute()
+        step = next(step for step in session.steps if step.name == "sample")
+        with session.terminal:
+            session.terminal.started(step)
+            attempt = Attempt(
+                goes_on=False,
+                on_line=lambda line: session.terminal.line(step, line),
+                cancelled=threading.Event(),
+            )
+            Ending(session.foreman).sample_to(target, attempt)
+        return target
+
+
+@contextlib.contextmanager
+def _session(run: RunConfig) -> Iterator[Session]:
+    table = table_of(run)
+    terminal = Terminal()
+    with locked(run.out):
+        _check_space(run.out)
+        terminal.say(f"videoldm {run.name}: preset {run.preset}, everything is below {run.out}")
+        if not (run.out / "run.json").exists():
+            terminal.console.print(Pretty(run.model_dump(mode="json")))
+        store_run(run)
+        tracker = Tracker(uri=tracking_uri(run), experiment=run.name, out=run.out)
+        foreman = Foreman(run=run, table=table, launcher=LocalLauncher(), tracker=tracker)
+        yield Session(foreman, terminal, cascade_steps(foreman))
+
+
+@contextlib.contextmanager
+def _told(session: Session) -> Iterator[None]:
+    """Tells MLflow about the cascade's run while something is made; nothing when all is done."""
+    tracker, run = session.foreman.tracker, session.run
+    if not due_steps(session.steps, Ledger(run.out)):
+        if not tracker.is_all_delivered():
+            tracker.deliver()
+        yield
+        return
+    params = run.model_dump(mode="json", exclude={"stages", "sample", "world"})
+    tracker.begin(CASCADE, params=params, tags={"git_commit": git_commit()})
+    tracker.start_delivering()
+    status: Status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.end(CASCADE, status)
+        tracker.close()
+
+
+def _check_space(out: Path) -> None:
+    free = shutil.disk_usage(out).free
+    if free < LEAST_FREE_BYTES:
+        raise UserError(
+            f"The disk of {str(out)!r} has {free / 2**20:.0f} MiB free; a run needs at least "
+            f"{LEAST_FREE_BYTES / 2**20:.0f} MiB; free space there or give another out=FOLDER."
+        )
+
+
+def _raise_lone_user_error(error: StepsFailed) -> None:
+    """A run that failed for one reason that the user can mend says just that."""
+    if len(error.failures) == 1:
+        (name, cause), *_ = error.failures.items()
+        if isinstance(cause, UserError):
+            raise UserError(f"step {name!r}: {cause}") from None
+    raise error
+
+
+def _say_what_is_left(session: Session) -> None:
+    tracker = session.foreman.tracker
+    if not tracker.is_all_delivered():
+        session.terminal.say(
+            f"MLflow at {tracker.uri} has not taken everything ({tracker.problem}); "
+            "the next command delivers the rest."
+        )

@@ -1,0 +1,117 @@
+"""The graph of a run: which steps there are and what each needs, derived from the stage table.
+
+No stage is known here by name: a stage needs what it starts from and the store it reads.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows import results
+from flows.config import RunConfig, tracking_uri
+from flows.dag import Step
+from flows.prepare import launch_step
+from flows.stages import Foreman
+
+if TYPE_CHECKING:
+    from videoldm_core.cascade import Preset, Stage
+
+
+def cascade_steps(foreman: Foreman) -> list[Step]:
+    """Every step of the run, in the order of the story."""
+    run, table = foreman.run, foreman.table
+    stages = [stage_step(foreman, stage) for stage in table.stages]
+    names = tuple(step.name for step in stages)
+    ending = results.Ending(foreman)
+    sampling = Step(
+        name="sample",
+        title="sample a video",
+        needs=("text", *names),
+        settings=run.sample.model_dump(mode="json"),
+        make=ending.sample,
+        trains=True,
+    )
+    release = Step(
+        name="release",
+        title="register the release",
+        needs=names,
+        settings={"name": run.name, "uri": tracking_uri(run)},
+        make=ending.release,
+    )
+    before = [*data_steps(foreman), *stages, release, sampling]
+    report = Step(
+        name="report",
+        title="write the report",
+        needs=tuple(step.name for step in before),
+        settings={"price": run.price_per_process_hour},
+        make=ending.report,
+    )
+    return [*before, report]
+
+
+def stage_step(foreman: Foreman, stage: "Stage") -> Step:
+    """Training one row of the table."""
+    settings = {
+        "stage": stage.model_dump(mode="json"),
+        "video": foreman.table.video.model_dump(mode="json"),
+        "seed": foreman.run.seed,
+        "precision": foreman.run.precision,
+    }
+    return Step(
+        name=stage.name,
+        title=f"train {stage.name}",
+        needs=(stage.reads, *stage.starts_from),
+        settings=settings,
+        make=lambda attempt: foreman.train(stage, attempt),
+        trains=True,
+    )
+
+
+def data_steps(foreman: Foreman) -> list[Step]:
+    """From videos to the stores that stages read."""
+    run, table = foreman.run, foreman.table
+    video = table.video.model_dump(mode="json")
+    strides = {stage.name: [stage.frames, *stage.strides] for stage in table.stages}
+    filming = [] if run.videos else [("videos", "film the driving world", (), _world(run, video))]
+    rows: list[tuple[str, str, tuple[str, ...], dict[str, Any]]] = [
+        *filming,
+        (
+            "admission",
+            "admit the videos",
+            tuple(name for name, *_ in filming),
+            {"video": video, "stages": strides, "folder": inventory(run.videos)},
+        ),
+        ("text", "build the text tower", (), {"text": table.text.model_dump(mode="json")}),
+        ("pixels", "write pixel shards", ("admission", "text"), {"video": video}),
+        (
+            "latents",
+            "encode latent shards",
+            ("admission", "text", encoder_stage(table)),
+            {"video": video},
+        ),
+    ]
+    prepare = partial(launch_step, run=run, launcher=foreman.launcher)
+    return [
+        Step(name=name, title=title, needs=needs, settings=settings, make=partial(prepare, name))
+        for name, title, needs, settings in rows
+    ]
+
+
+def encoder_stage(table: "Preset") -> str:
+    """The stage whose autoencoder makes the latents: the one that trains it from nothing."""
+    makers = [row.name for row in table.stages if "vae" in row.trains and not row.starts_from]
+    assert len(makers) == 1, f"the preset {table.name} trains {makers} as first autoencoder"
+    return makers[0]
+
+
+def inventory(folder: Path | None) -> list[list[Any]]:
+    """Name, size and time of every file of the user's, so that new videos make admission due."""
+    if folder is None:
+        return []
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    stats = [(path, path.stat()) for path in files]
+    return [[path.relative_to(folder).as_posix(), s.st_size, s.st_mtime_ns] for path, s in stats]
+
+
+def _world(run: RunConfig, video: dict[str, Any]) -> dict[str, Any]:
+    return {"world": run.world.model_dump(mode="json"), "video": video, "seed": run.seed}
