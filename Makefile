@@ -29,10 +29,10 @@ test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest
 
 check: $(READY)  ## lint, formatting, import rules and types
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/lint-imports
-	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@failed=0; \
+	for tool in "ruff check ." "ruff format --check ." lint-imports "pyright --pythonpath $(BIN)/python"; do \
+		echo "$$tool"; $(BIN)/$$tool || failed=1; \
+	done; exit $$failed
 
 setup: $(READY)  ## install everything into .venv
 
