@@ -55,6 +55,7 @@ class RunConfig(Record):
     evaluate_every: int = Field(200, ge=1)  # steps
     concurrent_stages: int = Field(1, ge=1)  # stages trained at the same time
     tracking_uri: str | None = None  # MLflow server; None means a SQLite file in the run's folder
+    video: dict[str, Any] = {}  # changed fields of the preset's video format
     stages: dict[str, dict[str, Any]] = {}  # stage name -> changed fields of its row
     sample: SampleConfig = SampleConfig()
     price_per_process_hour: float = Field(0.0, ge=0)  # money, for the report
@@ -109,7 +110,7 @@ def table_of(run: RunConfig) -> Any:
     Raises:
         UserError: unknown preset, stage or field, with the nearest known one.
     """
-    from videoldm_core.cascade import Stage, preset
+    from videoldm_core.cascade import Stage, VideoFormat, preset
 
     table = preset(run.preset)
     changed = {}
@@ -117,7 +118,9 @@ def table_of(run: RunConfig) -> Any:
         row = table.stage(name).model_dump()
         changed[name] = parse_record(Stage, _merged(row, fields), where=f"stages.{name}")
     rows = tuple(changed.get(row.name, row) for row in table.stages)
-    return table.model_copy(update={"stages": rows})
+    format_values = _merged(table.video.model_dump(), run.video)
+    video = parse_record(VideoFormat, format_values, where="video")
+    return table.model_copy(update={"stages": rows, "video": video})
 
 
 def tracking_uri(run: RunConfig) -> str:

@@ -6,16 +6,19 @@ In a process of its own, so that the flow never holds a network, and a crash is 
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.config import RunConfig, table_of
 from flows.dag import Attempt, Made
 from flows.launch import Command, Launcher
+from flows.launch.local import usable_cores
 from videoldm_core.errors import UserError
 from videoldm_core.files import write_text_atomically
 from videoldm_core.records import Record
 from videoldm_core.training.journal import Journal
 
-CLIPS_PER_SHARD = 64
+if TYPE_CHECKING:
+    from preprocessing.stores import StoreRequest
 
 
 class Request(Record):
@@ -86,7 +89,19 @@ class Preparation:
 
     def admission(self) -> Made:
         """Decodes every video and says what each stage will see."""
-        raise NotImplementedError
+        from preprocessing.admission import admit
+        from preprocessing.sources import find_sources
+
+        out = self.run.out
+        admit(
+            find_sources(self._folder_of_videos()),
+            video=self.table.video,
+            windows={stage.name: (stage.frames, stage.strides) for stage in self.table.stages},
+            out=out,
+            workers=usable_cores(),
+            progress=lambda done, total, name: self._progress(done, total),
+        )
+        return Made(output=out / "admission.json", files=(out / "admission.html",))
 
     def pixels(self) -> Made:
         """Writes the pixel store."""
@@ -104,8 +119,25 @@ class Preparation:
         vae = part_paths(self.run.stage_folder(stage))["vae"]
         return _store_made(encode_latents(self._stores(), vae_folder=vae))
 
-    def _stores(self):
-        raise NotImplementedError
+    def _stores(self) -> "StoreRequest":
+        from preprocessing.admission_record import read_admission
+        from preprocessing.stores import StoreRequest
+        from videoldm_core.models.text import TextTower
+
+        out = self.run.out
+        admission = read_admission(out)
+        assert admission is not None, "the flow encodes only what is admitted"
+        return StoreRequest(
+            clips=admission.clips,
+            folder_of_videos=self._folder_of_videos(),
+            out=out,
+            video=self.table.video,
+            text=TextTower.load(out / "text_tower"),
+            progress=self._progress,
+        )
+
+    def _folder_of_videos(self) -> Path:
+        return self.run.videos or self.run.out / "videos"
 
     def _progress(self, done: int, total: int) -> None:
         if total != self._total:
