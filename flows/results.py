@@ -1,11 +1,13 @@
 """The end of a run: the release that pins every stage, the sampled video, and the report."""
 
 from pathlib import Path
+from typing import Any
 
-from flows.dag import Attempt, Made
+from flows.dag import Attempt, Made, Step, in_order
 from flows.launch import Command
 from flows.registry import Release, register_release
 from flows.stages import Foreman
+from flows.summary import beaten_text, number, worth_rows
 from flows.tracking import CASCADE
 from videoldm_core.files import write_text_atomically
 
@@ -62,12 +64,13 @@ class Ending:
         preview = video.with_suffix(".gif")
         return Made(output=video, files=(preview,) if preview.exists() else ())
 
-    def report(self, attempt: Attempt) -> Made:
-        """Writes the report and keeps it beside the runs in MLflow."""
+    def report(self, attempt: Attempt, *, steps: list[Step]) -> Made:
+        """Writes the report about `steps`, and keeps it with the cascade's run in MLflow."""
         from flows.report import write_report
 
-        path = write_report(self.run, self.foreman.table)
+        path = write_report(self.run, self.foreman.table, in_order(steps))
         self.tracker.add(CASCADE, artifacts=(path,))
+        _show_worth_in_prefect(worth_rows(self.run, self.foreman.table))
         return Made(output=path)
 
     def _registered(self, release: Release) -> Release:
@@ -77,3 +80,22 @@ class Ending:
             if client is not None and run_id is not None:
                 registered = register_release(client, release, run_id=run_id)
         return registered
+
+
+def _show_worth_in_prefect(rows: list[dict[str, Any]]) -> None:
+    """The worth table as an artifact of the task run; nothing outside one."""
+    from prefect.artifacts import create_table_artifact
+    from prefect.context import TaskRunContext
+
+    if rows and TaskRunContext.get() is not None:
+        table = [
+            {
+                "stage": row["stage"],
+                "metric": row["metric"],
+                "value": number(row["value"][0]),
+                "against": beaten_text(row),
+                "worth": "passed" if row["passed"] else "failed",
+            }
+            for row in rows
+        ]
+        create_table_artifact(table, key="worth", description="Does every stage prove its worth?")

@@ -44,7 +44,7 @@ def cascade_steps(foreman: Foreman) -> list[Step]:
         title="write the report",
         needs=tuple(step.name for step in before),
         settings={"price": run.price_per_process_hour},
-        make=ending.report,
+        make=partial(ending.report, steps=before),
     )
     return [*before, report]
 

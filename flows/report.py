@@ -1,0 +1,187 @@
+"""report.html: one self-contained page: what was made from what, at what cost, how well.
+
+Reads what the run left on disk; knows neither Prefect nor MLflow.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows import charts
+from flows.config import RunConfig, tracking_uri
+from flows.dag import Ledger, Receipt, Step
+from flows.launch.journal import JournalReader
+from flows.summary import beaten_text, number, worth_rows
+from flows.terminal import duration
+from videoldm_core.files import write_text_atomically
+
+if TYPE_CHECKING:
+    from videoldm_core.cascade import Preset
+
+TEMPLATES = Path(__file__).parent / "templates"
+STRIP_FRAMES = 8
+STRIP_HEIGHT_PX = 120
+
+
+def write_report(run: RunConfig, table: "Preset", steps: Sequence[Step]) -> Path:
+    """Writes the page about `steps`, given each after all it needs."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters |= {"duration": duration, "number": number, "beaten": beaten_text}
+    page = environment.get_template("report.html").render(_content(run, table, steps))
+    path = run.out / "report.html"
+    write_text_atomically(path, page)
+    return path
+
+
+def _content(run: RunConfig, table: "Preset", steps: Sequence[Step]) -> dict[str, Any]:
+    ledger = Ledger(run.out)
+    found = [(step, ledger.receipt(step.name)) for step in steps]
+    receipts = {step.name: receipt for step, receipt in found if receipt}
+    worth = worth_rows(run, table)
+    names = [row.name for row in table.stages]
+    return {
+        "run": run,
+        "graph": charts.graph(_nodes(run, steps, receipts, worth)),
+        "timeline": charts.timeline(_bars(steps, receipts)),
+        "steps": [(step, receipts[step.name]) for step in steps if step.name in receipts],
+        "hours": sum(receipt.process_seconds for receipt in receipts.values()) / 3600,
+        "seconds": sum(receipt.seconds for receipt in receipts.values()),
+        "price": lambda seconds: _price(run, seconds),
+        "worth": worth,
+        "failed": sorted({row["stage"] for row in worth if not row["passed"]}),
+        "admission": _json(run.out / "admission.json"),
+        "losses": {name: charts.curves(_metrics(run.stage_folder(name))) for name in names},
+        "previews": {name: _previews(run.stage_folder(name)) for name in names},
+        "video": _data_uri(run.out / "video.mp4", "video/mp4"),
+        "strip": _strip(run.out / "video.mp4"),
+        "lineage": _lineage(run, names),
+        "release": _json(run.out / "release.json"),
+        "config": json.dumps(run.model_dump(mode="json"), indent=2),
+        "stages": json.dumps([row.model_dump(mode="json") for row in table.stages], indent=2),
+        "tracking": tracking_uri(run),
+    }
+
+
+def _nodes(
+    run: RunConfig,
+    steps: Sequence[Step],
+    receipts: dict[str, Receipt],
+    worth: list[dict[str, Any]],
+) -> list[charts.Node]:
+    return [
+        charts.Node(
+            name=step.name,
+            title=step.title,
+            needs=step.needs,
+            lines=_cost_lines(run, receipts.get(step.name)),
+            kind=_kind(step, worth),
+        )
+        for step in steps
+    ]
+
+
+def _cost_lines(run: RunConfig, receipt: Receipt | None) -> tuple[str, ...]:
+    if receipt is None:
+        return ("not made",)
+    hours = receipt.process_seconds / 3600
+    cost = f"{hours:.3f} process-hours"
+    price = _price(run, receipt.process_seconds)
+    return (duration(receipt.seconds), f"{cost}, {price}" if price else cost)
+
+
+def _kind(step: Step, worth: list[dict[str, Any]]) -> str:
+    rows = [row["passed"] for row in worth if row["stage"] == step.name]
+    if rows:
+        return "passed" if all(rows) else "failed"
+    return "plain"
+
+
+def _price(run: RunConfig, process_seconds: float) -> str:
+    price = process_seconds / 3600 * run.price_per_process_hour
+    return f"{price:.4f}" if run.price_per_process_hour else ""
+
+
+def _bars(steps: Sequence[Step], receipts: dict[str, Receipt]) -> list[tuple[str, float, float]]:
+    """The steps of the latest command; earlier ones would leave a gap of days."""
+    made = [(step.title, receipts[step.name]) for step in steps if step.name in receipts]
+    made.sort(key=lambda item: item[1].started, reverse=True)
+    latest: list[tuple[str, Receipt]] = []
+    for title, receipt in made:
+        is_near = not latest or latest[-1][1].started - receipt.started < 3600 + receipt.seconds
+        if not is_near:
+            break
+        latest.append((title, receipt))
+    first = latest[-1][1].started if latest else 0.0
+    return [(title, r.started - first, r.seconds) for title, r in reversed(latest)]
+
+
+def _metrics(folder: Path) -> dict[str, list[charts.Point]]:
+    """Loss curves of a stage's journal; a step that was repeated after a restart counts once."""
+    series: dict[str, dict[float, float]] = {}
+    for line in JournalReader(folder / "journal.jsonl").new_lines():
+        for name, value in line.get("metrics", {}).items():
+            if "loss" in name or name.startswith("heldout"):
+                series.setdefault(name, {})[line["step"]] = value
+    return {name: sorted(points.items()) for name, points in series.items()}
+
+
+def _previews(folder: Path) -> list[dict[str, str]]:
+    """The latest picture of every name in the stage's journal."""
+    latest: dict[str, dict[str, str]] = {}
+    for line in JournalReader(folder / "journal.jsonl").new_lines():
+        if "image" in line and (folder / line["image"]).is_file():
+            name = str(line.get("name", line["image"]))
+            caption = f"{name}, step {line['step']}" if "step" in line else name
+            picture = _data_uri(folder / line["image"], "image/png")
+            latest[name] = {"caption": caption, "uri": picture}
+    return list(latest.values())
+
+
+def _lineage(run: RunConfig, names: list[str]) -> list[dict[str, Any]]:
+    release = _json(run.out / "release.json") or {"stages": {}}
+    rows = []
+    for name in names:
+        published = _json(run.stage_folder(name) / "stage.json")
+        pin = release["stages"].get(name)
+        if published and pin:
+            rows.append({"stage": name, "published": published, "pin": pin})
+    return rows
+
+
+def _strip(video: Path) -> list[str]:
+    """A few frames of a video, evenly spaced, as data URIs."""
+    if not video.is_file():
+        return []
+    import av
+
+    with av.open(str(video)) as container:
+        frames = [frame.to_image() for frame in container.decode(video=0)]
+    count = min(STRIP_FRAMES, len(frames))
+    places = [round(i * (len(frames) - 1) / max(1, count - 1)) for i in range(count)]
+    strip = []
+    for place in places:
+        image = frames[place]
+        image.thumbnail((10 * STRIP_HEIGHT_PX, STRIP_HEIGHT_PX))
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        strip.append(_uri(buffer.getvalue(), "image/png"))
+    return strip
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _data_uri(path: Path, kind: str) -> str:
+    return _uri(path.read_bytes(), kind) if path.is_file() else ""
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

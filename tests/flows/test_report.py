@@ -1,0 +1,134 @@
+"""The report is one file that needs nothing else, and tells what happened."""
+
+import json
+import re
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows import charts
+from flows.config import RunConfig
+from flows.dag import Ledger, Made, Step, in_order
+from flows.report import write_report
+
+TABLE = SimpleNamespace(
+    stages=[
+        SimpleNamespace(name=name, model_dump=lambda mode, name=name: {"name": name})
+        for name in ("image", "temporal")
+    ]
+)
+
+
+def write_video(path: Path, frames: int = 12) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(8))
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index in range(frames):
+            frame = np.full((48, 64, 3), 20 * index, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        container.mux(stream.encode(None))
+
+
+def publish_stage(folder: Path, name: str, *, passed: bool, parents: dict[str, str]) -> Path:
+    (folder / "previews").mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(folder / "previews" / "grid.png")
+    lines = [{"time": 1.0, "total_steps": 3}]
+    lines += [{"time": 2.0, "step": s, "metrics": {"loss": 1 / (s + 1)}} for s in range(3)]
+    lines += [{"time": 3.0, "step": 3, "image": "previews/grid.png", "name": "samples <b>"}]
+    text = "\n".join(json.dumps(line) for line in lines)
+    (folder / "journal.jsonl").write_text(text + "\n")
+    row = {
+        "stage": name,
+        "metric": "denoising loss",
+        "unit": "",
+        "higher_is_better": False,
+        "value": [0.5, 0.01],
+        "baselines": [["the image model", 0.4, 0.01, True], ["linear", 0.9, 0.0, False]],
+        "passed": passed,
+    }
+    published = {"worth": [row], "parents": parents, "data": {"latents": "d" * 64}, "step": 3}
+    path = folder / "stage.json"
+    path.write_text(json.dumps(published))
+    return path
+
+
+@pytest.fixture
+def page(tmp_path) -> str:
+    run = RunConfig(preset="tiny", name="demo", out=tmp_path, price_per_process_hour=2.0)
+    image = publish_stage(run.stage_folder("image"), "image", passed=True, parents={})
+    temporal = publish_stage(
+        run.stage_folder("temporal"), "temporal", passed=False, parents={"image": "a" * 64}
+    )
+    write_video(tmp_path / "video.mp4")
+    pins = {
+        name: {"model": f"demo-{name}", "version": 3, "digest": "e" * 64}
+        for name in ("image", "temporal")
+    }
+    release = {"name": "demo", "version": 1, "stages": pins}
+    (tmp_path / "release.json").write_text(json.dumps(release))
+    steps = [
+        Step(name="temporal", title="train temporal", needs=("image",), make=lambda a: None),
+        Step(name="image", title="train image", make=lambda a: None),
+    ]
+    ledger = Ledger(tmp_path)
+    made = Made(output=image, process_seconds=7200)
+    ledger.enter(steps[1], made, started=100.0, seconds=3600)
+    ledger.enter(steps[0], Made(output=temporal), started=3700.0, seconds=60)
+    return write_report(run, TABLE, in_order(steps)).read_text()
+
+
+def test_the_page_needs_no_other_file(page):
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert sources
+    assert all(source.startswith("data:") for source in sources)
+    assert "http" not in re.sub(r"data:[^\"]*", "", page)
+    assert "@import" not in page
+
+
+def test_the_page_tells_worth_cost_and_lineage(page):
+    assert "Not worth it yet: temporal" in page
+    assert "the image model 0.4 ± 0.01, linear 0.9 ± 0 (shown)" in page
+    assert "2.000 process-hours, 4.0000" in page
+    assert "demo-temporal v3" in page
+    assert f"image <code>{'a' * 12}</code>" in page
+    assert "demo-release v1" in page
+
+
+def test_the_page_shows_video_frames_previews_and_curves(page):
+    assert page.count("data:video/mp4;base64,") == 1
+    assert page.count('alt="frame"') == 8
+    assert page.count("data:image/png;base64,") == 8 + 2
+    assert page.count("<polyline") == 2
+    assert 'class="node passed"' in page
+    assert 'class="node failed"' in page
+
+
+def test_texts_from_outside_are_escaped(page):
+    assert "samples &lt;b&gt;" in page
+    assert "samples <b>" not in page
+
+
+def test_a_run_that_has_only_begun_has_a_page_too(tmp_path):
+    run = RunConfig(preset="tiny", name="demo", out=tmp_path)
+    step = Step(name="image", title="train image", make=lambda a: None)
+    assert "not made" in write_report(run, TABLE, [step]).read_text()
+
+
+def test_implied_edges_are_not_drawn():
+    nodes = [
+        charts.Node(name=name, title=name, needs=needs, lines=(), kind="plain")
+        for name, needs in [("a", ()), ("b", ("a",)), ("c", ("a", "b"))]
+    ]
+    assert charts.graph(nodes).count('class="edge"') == 2
+
+
+def test_a_long_curve_is_averaged_and_not_numbers_are_left_out():
+    points = [(float(x), 1.0) for x in range(5000)] + [(5000.0, float("nan"))]
+    drawn = charts.curves({"loss": points})
+    assert len(re.findall(r"\d+\.\d,\d+\.\d", drawn)) <= charts.MOST_POINTS
+    assert "nan" not in drawn
