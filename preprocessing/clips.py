@@ -82,7 +82,7 @@ def cut_clips(
     longest = max(1, round(clip_seconds * fps))
     clips = []
     for (start_s, end_s), split in parts:
-        total = _frames_in(end_s - start_s, fps)
+        total = frames_in(end_s - start_s, fps)
         for first in range(0, total, longest):
             frames = min(longest, total - first)
             if frames >= min_frames:
@@ -90,7 +90,8 @@ def cut_clips(
     return clips
 
 
-def _frames_in(seconds: float, fps: float) -> int:
+def frames_in(seconds: float, fps: float) -> int:
+    """Whole frames at `fps` that fit into `seconds`."""
     return max(0, math.floor(seconds * fps + _ROUNDING_FRAMES))
 
 

@@ -46,12 +46,7 @@ class Reader:
 
     def __iter__(self) -> Iterator[Shown]:
         last: int | None = None
-        for frame in self._decoded():
-            if frame.is_corrupt:
-                if last is None:
-                    continue
-                self.damage = "a frame is damaged"
-                return
+        for frame in self._sound():
             stamp = frame.dts if self._stamps_by_dts else frame.pts
             if stamp is None:
                 stamp = 0 if last is None else last + self.lasts(frame)
@@ -61,6 +56,19 @@ class Reader:
             last = stamp
             yield stamp, frame
 
+    def _sound(self) -> Iterator[av.VideoFrame]:
+        """Frames that lean on no damaged one: from the first sound key frame to the next damage."""
+        has_shown = leans_on_damage = False
+        for frame in self._decoded():
+            if frame.is_corrupt:
+                self.damage = "a frame is damaged"
+                if has_shown:
+                    return
+            leans_on_damage = frame.is_corrupt or (leans_on_damage and not frame.key_frame)
+            if not leans_on_damage:
+                has_shown = True
+                yield frame
+
     def lasts(self, frame: av.VideoFrame) -> int:
         """Ticks that the file says `frame` is shown; the nominal rate's where it does not say."""
         if frame.duration:
@@ -69,10 +77,14 @@ class Reader:
         return max(1, round(1 / (rate * self.tick)))
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
-        """What the decoder gives, until the end or the first damage after a frame."""
-        has_frame = False
+        """What the decoder gives from the first key packet on, until damage after a frame."""
+        has_key = has_frame = False
         try:
             for packet in self.container.demux(self.stream):
+                has_key = has_key or packet.is_keyframe
+                if not has_key:  # its decoding would lean on what is not in the file
+                    self.damage = "no key frame" if packet.size else self.damage
+                    continue
                 try:
                     for frame in packet.decode():
                         if not has_frame:

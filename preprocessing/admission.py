@@ -1,0 +1,271 @@
+"""Before anything is encoded: which videos are used, which are refused and why, who will see what.
+
+Everything follows from decoded frames. A broken video is listed with its reason and costs nothing
+else. Knows no networks and no stores.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from preprocessing.admission_page import write_page
+from preprocessing.admission_record import (
+    PAGE_FILE,
+    RECORD_FILE,
+    Admission,
+    Settings,
+    StageReport,
+    VideoReport,
+    Window,
+)
+from preprocessing.clips import (
+    Clip,
+    cut_clips,
+    frames_in,
+    hold_out,
+    window_count,
+    window_frames,
+)
+from preprocessing.decode import Probe
+from preprocessing.examine import DECODER, Finding, Progress, examine_all
+from preprocessing.sources import Source
+from videoldm_core.errors import UserError
+from videoldm_core.files import write_text_atomically
+
+
+class VideoFormat(Protocol):
+    """What clips are resampled to; the cascade's record of the same name fits."""
+
+    @property
+    def fps(self) -> float: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def upscale(self) -> int: ...
+    @property
+    def clip_seconds(self) -> float: ...
+
+
+def admit(
+    sources: Sequence[Source],
+    *,
+    video: VideoFormat,
+    windows: Mapping[str, Window],
+    out: Path,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Admission:
+    """Examines every video, cuts clips, and writes admission.json, then admission.html, into `out`.
+
+    Args:
+        windows: stage name -> (frames, strides).
+        workers: child processes that decode side by side.
+        progress: called with (done, total, name) after every video.
+
+    Raises:
+        UserError: no video can be used, or some stage would have nothing to train or be judged on.
+    """
+    settings = Settings(
+        fps=video.fps,
+        height=video.height,
+        width=video.width,
+        upscale=video.upscale,
+        clip_seconds=video.clip_seconds,
+        windows={name: (frames, tuple(strides)) for name, (frames, strides) in windows.items()},
+    )
+    _check_clips_hold_windows(settings)
+    readable = [source for source in sources if source.digest]
+    findings = examine_all(readable, out=out, workers=workers, progress=progress)
+    admission = _assess(sources, findings, settings)
+    admission = admission.model_copy(update={"problem": _problem(admission)})
+    write_text_atomically(out / RECORD_FILE, admission.model_dump_json(indent=1) + "\n")
+    thumbnails = {digest: finding.thumbnail for digest, finding in findings.items()}
+    write_page(out / PAGE_FILE, admission, thumbnails)
+    if admission.problem:
+        raise UserError(f"{admission.problem} (see {str(out / PAGE_FILE)!r}).")
+    return admission
+
+
+def _check_clips_hold_windows(settings: Settings) -> None:
+    """Refuses, before anything is decoded, clips that are cut shorter than a stage reads."""
+    clip_frames = round(settings.clip_seconds * settings.fps)
+    for name, (frames, strides) in settings.windows.items():
+        needed = window_frames(frames, max(strides))
+        if needed > clip_frames:
+            raise UserError(
+                f"Clips are cut to {settings.clip_seconds:g} s, but stage {name!r} reads "
+                f"{frames} frames at stride {max(strides)}, that is {needed / settings.fps:.2f} s "
+                f"at {settings.fps:g} frames/s; set video.clip_seconds to at least "
+                f"{needed / settings.fps:.2f}."
+            )
+
+
+def _assess(
+    sources: Sequence[Source], findings: Mapping[str, Finding], settings: Settings
+) -> Admission:
+    """Everything that follows from the findings; pure arithmetic."""
+    spans = [
+        window_frames(frames, stride)
+        for frames, strides in settings.windows.values()
+        for stride in strides
+    ]
+    refusals = _refusals(sources, findings, fps=settings.fps, min_frames=min(spans))
+    accepted = [
+        (source, probe)
+        for source in sources
+        if source.name not in refusals and (probe := findings[source.digest].probe)
+    ]
+    held = hold_out(accepted, fps=settings.fps, longest_window=max(spans))
+    clips = {
+        source.name: cut_clips(
+            source,
+            probe,
+            fps=settings.fps,
+            clip_seconds=settings.clip_seconds,
+            min_frames=min(spans),
+            held=held,
+        )
+        for source, probe in accepted
+    }
+    all_clips = tuple(clip for of_video in clips.values() for clip in of_video)
+    reports = []
+    for source in sources:
+        finding = findings.get(source.digest)
+        if source.name in refusals:
+            reports.append(_refused(source, refusals[source.name], finding))
+        elif finding and finding.probe:
+            reports.append(_accepted(source, finding.probe, clips[source.name], settings))
+    return Admission(
+        decoder=DECODER,
+        settings=settings,
+        split_rule=held.rule,
+        accepted=len(accepted),
+        refused=len(refusals),
+        seconds=sum(probe.duration_s for _, probe in accepted),
+        train_clips=sum(clip.split == "train" for clip in all_clips),
+        heldout_clips=sum(clip.split == "heldout" for clip in all_clips),
+        stages=tuple(_stage(name, all_clips, settings) for name in settings.windows),
+        videos=tuple(reports),
+        clips=all_clips,
+    )
+
+
+def _refusals(
+    sources: Sequence[Source], findings: Mapping[str, Finding], *, fps: float, min_frames: int
+) -> dict[str, tuple[str, str]]:
+    """(category, detail) by name, for the videos that are not used."""
+    refusals: dict[str, tuple[str, str]] = {}
+    first_of: dict[str, str] = {}
+    for source in sources:
+        if not source.digest:
+            refusals[source.name] = "unreadable", "the file cannot be read"
+            continue
+        finding = findings[source.digest]
+        if finding.probe is None:
+            refusals[source.name] = finding.category, finding.detail
+        elif frames_in(finding.probe.duration_s, fps) < min_frames:
+            refusals[source.name] = (
+                "too short",
+                f"it lasts {finding.probe.duration_s:.2f} s, the shortest window of any stage "
+                f"{min_frames / fps:.2f} s",
+            )
+        elif source.digest in first_of:
+            refusals[source.name] = "duplicate", f"the same bytes as {first_of[source.digest]!r}"
+        first_of.setdefault(source.digest, source.name)
+    return refusals
+
+
+def _refused(source: Source, why: tuple[str, str], finding: Finding | None) -> VideoReport:
+    return VideoReport(
+        **_identity(source),
+        is_accepted=False,
+        category=why[0],
+        reason=f"{why[0]}: {why[1]}",
+        probe=finding.probe if finding else None,
+    )
+
+
+def _accepted(
+    source: Source, probe: Probe, clips: Sequence[Clip], settings: Settings
+) -> VideoReport:
+    notes = list(probe.warnings)
+    height, width = settings.height * settings.upscale, settings.width * settings.upscale
+    if probe.height < height or probe.width < width:
+        notes.append(
+            f"its {probe.width}x{probe.height} pixels are enlarged to {width}x{height} for the "
+            "upscalers"
+        )
+    unseen = []
+    for name, (frames, strides) in settings.windows.items():
+        missing = [
+            s for s in strides if not any(window_count(c.frames, frames, [s]) for c in clips)
+        ]
+        if len(missing) == len(strides):
+            unseen.append(name)
+        else:
+            unseen += [f"{name} at stride {stride}" for stride in missing]
+    return VideoReport(
+        **_identity(source),
+        is_accepted=True,
+        probe=probe,
+        notes=tuple(notes),
+        unseen_by=tuple(unseen),
+        clips=len(clips),
+        split="both" if len({clip.split for clip in clips}) > 1 else clips[0].split,
+    )
+
+
+def _identity(source: Source) -> dict[str, Any]:
+    return {**source.model_dump(exclude={"path"}), "path": str(source.path)}
+
+
+def _stage(name: str, clips: Sequence[Clip], settings: Settings) -> StageReport:
+    frames, strides = settings.windows[name]
+
+    def counts(split: str) -> tuple[int, ...]:
+        of_split = [clip.frames for clip in clips if clip.split == split]
+        return tuple(sum(window_count(n, frames, [s]) for n in of_split) for s in strides)
+
+    return StageReport(
+        name=name,
+        frames=frames,
+        strides=strides,
+        needs_s=window_frames(frames, max(strides)) / settings.fps,
+        train_windows=counts("train"),
+        heldout_windows=counts("heldout"),
+        videos=len({c.source for c in clips if window_count(c.frames, frames, strides)}),
+    )
+
+
+def _problem(admission: Admission) -> str:
+    """Why nothing can be trained from these videos, without the full stop; empty if it can."""
+    if not admission.accepted:
+        categories = Counter(video.category for video in admission.videos)
+        ((category, count),) = categories.most_common(1)
+        example = next(video for video in admission.videos if video.category == category)
+        return (
+            f"None of the {len(admission.videos)} videos can be used, most often because of "
+            f"{category!r} ({count}), as {example.name!r}: {example.reason}; give others"
+        )
+    # The widest first: where it fits, the others do, and its need is the one to tell.
+    for stage in sorted(admission.stages, key=lambda stage: -stage.needs_s):
+        for split, counts in (("train", stage.train_windows), ("heldout", stage.heldout_windows)):
+            for stride, count in zip(stage.strides, counts, strict=True):
+                if not count:
+                    return _no_window(admission, stage, stride, split)
+    return ""
+
+
+def _no_window(admission: Admission, stage: StageReport, stride: int, split: str) -> str:
+    part = {"train": "training", "heldout": "held-out"}[split]
+    lengths = [clip.frames / clip.fps for clip in admission.clips if clip.split == split]
+    longest = f"the longest {part} clip has {max(lengths):.2f} s" if lengths else "there is none"
+    needed_s = window_frames(stage.frames, stride) / admission.settings.fps
+    return (
+        f"Stage {stage.name!r} would see no {part} window: {stage.frames} frames at stride "
+        f"{stride} need {needed_s:.2f} s at {admission.settings.fps:g} frames/s, and {longest}; "
+        f"add videos, at least two of {needed_s:.1f} s or one of {2 * needed_s + 1:.0f} s"
+    )

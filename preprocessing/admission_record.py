@@ -1,0 +1,80 @@
+"""The admission report as records: what admission.json holds."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from preprocessing.clips import Clip
+from preprocessing.decode import Probe
+from videoldm_core.records import Record
+
+RECORD_FILE, PAGE_FILE = "admission.json", "admission.html"
+Window = tuple[int, tuple[int, ...]]  # frames, strides: what a stage reads at a time
+
+
+class Settings(Record):
+    """The numbers that decide, as they were when the report was made."""
+
+    fps: float
+    height: int  # of the base size, px
+    width: int
+    upscale: int  # pixel shards are this many times larger
+    clip_seconds: float
+    windows: dict[str, Window]
+
+
+class VideoReport(Record):
+    """One video: used, or refused with its reason."""
+
+    name: str
+    path: str
+    digest: str
+    size: int  # bytes
+    caption: str
+    is_accepted: bool
+    category: str = ""  # of the refusal: encrypted, truncated, too short ...
+    reason: str = ""
+    probe: Probe | None = None
+    notes: tuple[str, ...] = ()  # header against frames, damage, enlargement
+    unseen_by: tuple[str, ...] = ()  # stages none of whose windows fits into a clip of it
+    clips: int = 0
+    split: str = ""  # train, heldout, or both
+
+
+class StageReport(Record):
+    """What one stage will really see."""
+
+    name: str
+    frames: int
+    strides: tuple[int, ...]
+    needs_s: float  # clip length below which the widest window does not fit
+    train_windows: tuple[int, ...]  # per stride
+    heldout_windows: tuple[int, ...]
+    videos: int  # that at least one window comes from
+
+
+class Admission(Record):
+    """The whole report; `problem` is set when nothing can be trained from it."""
+
+    format: int = 1
+    decoder: str
+    settings: Settings
+    split_rule: str
+    accepted: int
+    refused: int
+    seconds: float  # of accepted video
+    train_clips: int
+    heldout_clips: int
+    stages: tuple[StageReport, ...]
+    videos: tuple[VideoReport, ...]
+    clips: tuple[Clip, ...]
+    problem: str = ""
+
+
+def read_admission(out: Path) -> Admission | None:
+    """The report in `out`, if there is a good one."""
+    try:
+        admission = Admission.model_validate_json((out / RECORD_FILE).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    return None if admission.problem else admission

@@ -1,0 +1,314 @@
+"""What is used, what is refused and why, and what each stage will see."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import pytest
+
+from preprocessing import examine
+from preprocessing.admission import admit
+from preprocessing.admission_record import read_admission
+from preprocessing.isolation import IsolatedError, Outcome, Workers
+from preprocessing.sources import find_sources
+from videoldm_core.errors import UserError
+
+WINDOWS = {"image": (1, (1,)), "motion": (5, (4, 1)), "upscaler": (6, (1,))}
+
+
+def video_format(**changes):
+    return SimpleNamespace(
+        **{"fps": 8.0, "height": 24, "width": 32, "upscale": 2, "clip_seconds": 3.0, **changes}
+    )
+
+
+class InThisProcess(Workers):
+    """The pool without its processes, for tests of what is done with the findings."""
+
+    def run(self, function, calls):
+        for index, call in enumerate(calls):
+            try:
+                outcome = Outcome(index, function(*call.args))
+            except UserError as error:
+                outcome = Outcome(index, error=error)
+            yield outcome
+
+
+@pytest.fixture(autouse=True)
+def _few_processes(request, monkeypatch):
+    if "processes" not in request.fixturenames:
+        monkeypatch.setattr(examine, "Workers", InThisProcess)
+
+
+@pytest.fixture
+def processes():
+    """Asks for the real pool."""
+
+
+@pytest.fixture
+def folder(tmp_path, counting_video):
+    """Three good videos of 5 s, unlike each other."""
+    for index in range(3):
+        counting_video(
+            f"good{index}.mp4",
+            frames=40,
+            fps=8,
+            folder=tmp_path / "videos",
+            size=(64, 48 + 2 * index),
+        )
+    return tmp_path / "videos"
+
+
+@pytest.fixture
+def admit_folder(folder, tmp_path):
+    def run(*, windows=WINDOWS, progress=None, **changes):
+        return admit(
+            find_sources(folder),
+            video=video_format(**changes),
+            windows=windows,
+            out=tmp_path / "out",
+            workers=2,
+            progress=progress,
+        )
+
+    return run
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order; collects text and what the page would load."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.text, self.loads = [], "", []
+        self.feed(text)
+        assert not self.open, f"unclosed {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.loads += [value for key, value in attrs if key in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += f" {data}"
+
+
+def by_name(admission):
+    return {video.name: video for video in admission.videos}
+
+
+def test_good_videos_are_accepted_and_each_stage_is_told_what_it_will_see(admit_folder, tmp_path):
+    admission = admit_folder()
+    assert (admission.accepted, admission.refused, admission.seconds) == (3, 0, 15.0)
+    stages = {stage.name: stage for stage in admission.stages}
+    assert stages["motion"].needs_s == 17 / 8
+    assert stages["motion"].videos == 3
+    for stage in admission.stages:
+        for split, counts in (("train", stage.train_windows), ("heldout", stage.heldout_windows)):
+            lengths = [clip.frames for clip in admission.clips if clip.split == split]
+            assert counts == tuple(
+                sum(max(0, length - (stage.frames - 1) * stride) for length in lengths)
+                for stride in stage.strides
+            )
+            assert all(counts)
+    assert "1/5" in admission.split_rule
+    assert {video.split for video in admission.videos} == {"both"}
+    assert read_admission(tmp_path / "out") == admission
+
+
+def test_a_broken_video_among_good_ones_costs_only_itself(
+    admit_folder, folder, counting_video, processes
+):
+    (folder / "notes.mp4").write_text("not a video at all\n" * 50)
+    (folder / "empty.mkv").touch()
+    shutil.copy(folder / "good0.mp4", folder / "twin.mp4")
+    counting_video("blink.mp4", frames=2, fps=25, folder=folder)
+    admission = admit_folder()
+    reasons = {video.name: video.reason for video in admission.videos if not video.is_accepted}
+    assert reasons == {
+        "notes.mp4": "not a video: it is a text file",
+        "empty.mkv": "empty file: it has 0 bytes",
+        "twin.mp4": "duplicate: the same bytes as 'good0.mp4'",
+        "blink.mp4": "too short: it lasts 0.08 s, the shortest window of any stage 0.12 s",
+    }
+    assert {clip.source for clip in admission.clips} == {"good0.mp4", "good1.mp4", "good2.mp4"}
+
+
+def test_a_short_video_is_used_by_the_stages_it_is_long_enough_for(
+    admit_folder, folder, counting_video
+):
+    counting_video("short.mp4", frames=6, fps=8, folder=folder)
+    report = by_name(admit_folder())["short.mp4"]
+    assert report.is_accepted
+    assert report.unseen_by == ("motion at stride 4",)
+    counting_video("short.mp4", frames=4, fps=8, folder=folder)
+    report = by_name(admit_folder())["short.mp4"]
+    assert report.unseen_by == ("motion", "upscaler")
+
+
+def test_small_videos_and_lying_headers_are_noted(admit_folder):
+    notes = by_name(admit_folder(upscale=4))["good0.mp4"].notes
+    assert notes == ("its 64x48 pixels are enlarged to 128x96 for the upscalers",)
+
+
+def test_an_unchanged_video_is_examined_once(admit_folder, folder, counting_video, monkeypatch):
+    examined = []
+    real = examine._examine
+    monkeypatch.setattr(
+        examine,
+        "_examine",
+        lambda sources, workers: examined.extend(s.name for s in sources) or real(sources, workers),
+    )
+    first = admit_folder()
+    assert admit_folder() == first
+    assert admit_folder(clip_seconds=2.5).clips != first.clips
+    (folder / "good0.mp4").rename(folder / "renamed.mp4")
+    counting_video("added.mp4", frames=30, fps=8, folder=folder)
+    assert {video.name for video in admit_folder().videos} == {
+        "renamed.mp4", "good1.mp4", "good2.mp4", "added.mp4"
+    }  # fmt: skip
+    assert examined == ["good0.mp4", "good1.mp4", "good2.mp4", "added.mp4"]
+
+
+def test_an_interrupted_admission_goes_on_where_it_was(admit_folder, tmp_path):
+    def interrupt(done, total, name):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        admit_folder(progress=interrupt)
+    assert not (tmp_path / "out" / "admission.json").exists()
+    findings = tmp_path / "out" / examine.FINDINGS
+    findings.write_text(findings.read_text() + '\n{"digest": "torn')
+    seen = []
+    admit_folder(progress=lambda *step: seen.append(step))
+    assert seen[0] == (2, 3, "2 examined before")
+    assert seen[-1][:2] == (3, 3)
+
+
+def test_a_video_stopped_by_a_limit_is_refused_and_tried_again(admit_folder, monkeypatch):
+    def stopped(sources, workers):
+        for source in sources:
+            category, detail = examine._reason(IsolatedError("it took longer than 60 s"))
+            yield source, examine.Finding(digest=source.digest, category=category, detail=detail)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(examine, "_examine", stopped)
+        with pytest.raises(UserError, match=r"'stopped' \(3\), as 'good0.mp4': stopped: it took"):
+            admit_folder()
+    assert admit_folder().accepted == 3
+
+
+def test_nothing_accepted_names_the_count_and_the_usual_reason(folder, admit_folder, tmp_path):
+    for path in folder.iterdir():
+        path.write_text("text")
+    (folder / "good0.mp4").touch()
+    (folder / "good0.mp4").write_bytes(b"")
+    (folder / "good2.mp4").write_text("more text")
+    with pytest.raises(
+        UserError,
+        match=r"None of the 3 videos can be used, most often because of 'not a video' \(2\), "
+        r"as 'good1.mp4': not a video: it is a text file; give others \(see '.*admission.html'\)",
+    ):
+        admit_folder()
+    assert (tmp_path / "out" / "admission.html").exists()
+    assert read_admission(tmp_path / "out") is None, (
+        "a failed admission is not taken for a good one"
+    )
+
+
+def test_a_stage_without_windows_is_named_with_what_it_needs(admit_folder, tmp_path):
+    with pytest.raises(
+        UserError,
+        match=r"Stage 'slow' would see no training window: 5 frames at stride 11 need 5.62 s at "
+        r"8 frames/s, and the longest training clip has 5.00 s; add videos, at least two of 5.6",
+    ):
+        admit_folder(windows={**WINDOWS, "slow": (5, (11,))}, clip_seconds=6.0)
+    assert read_admission(tmp_path / "out") is None
+    assert admit_folder().accepted == 3, "the next correct run goes on from there"
+
+
+def test_a_single_short_video_leaves_nothing_to_hold_out(admit_folder, folder):
+    (folder / "good1.mp4").unlink()
+    (folder / "good2.mp4").unlink()
+    with pytest.raises(
+        UserError, match=r"Stage 'slow' would see no held-out window.*there is none"
+    ):
+        admit_folder(windows={"image": (1, (1,)), "slow": (5, (6,))}, clip_seconds=5)
+
+
+def test_clips_cut_shorter_than_a_stage_reads_are_refused_before_decoding(admit_folder, tmp_path):
+    with pytest.raises(
+        UserError,
+        match=r"Clips are cut to 2 s, but stage 'motion' reads 5 frames at stride 4, that is "
+        r"2.12 s at 8 frames/s; set video.clip_seconds to at least 2.12",
+    ):
+        admit_folder(clip_seconds=2.0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_many_videos_hold_out_whole_ones(admit_folder, folder, counting_video):
+    for index in range(6):
+        counting_video(
+            f"more{index}.mp4", frames=24, fps=8, folder=folder, size=(64, 60 + 2 * index)
+        )
+    admission = admit_folder()
+    assert {video.split for video in admission.videos} == {"train", "heldout"}
+    held = {clip.source for clip in admission.clips if clip.split == "heldout"}
+    assert 2 <= len(held) <= 3
+    assert held.isdisjoint(clip.source for clip in admission.clips if clip.split == "train")
+
+
+def test_an_output_folder_that_cannot_be_written_is_named(admit_folder, tmp_path):
+    (tmp_path / "out").write_text("a file where the folder should be")
+    with pytest.raises(
+        UserError, match=r"Cannot write '.*out.*'; free space there or choose|Cannot write"
+    ):
+        admit_folder()
+
+
+def test_the_page_is_whole_and_loads_nothing(admit_folder, folder, tmp_path):
+    (folder / "<b>bold & co.mp4").write_text("text")
+    (folder / "good1.txt").write_text("a <red> car")
+    admit_folder()
+    page = Page((tmp_path / "out" / "admission.html").read_text())
+    assert all(load.startswith("data:image/jpeg;base64,") for load in page.loads)
+    assert len(page.loads) == 3
+    for shown in (
+        "<b>bold & co.mp4",
+        "a <red> car",
+        "it is a text file",
+        "held-out windows",
+        "motion",
+    ):
+        assert shown in page.text
+    assert re.search(r"\b3\s+videos accepted", page.text)
+
+
+def test_the_record_is_json_that_others_can_read(admit_folder, tmp_path):
+    admit_folder()
+    record = json.loads((tmp_path / "out" / "admission.json").read_text())
+    assert {"format", "settings", "split_rule", "stages", "videos", "clips"} <= set(record)
+    assert set(record["clips"][0]) == {
+        "key", "source", "source_digest", "start_s", "fps", "frames", "caption", "split"
+    }  # fmt: skip
+
+
+def test_a_folder_of_real_broken_files_is_reported_in_full(asset, tmp_path, processes):
+    broken = find_sources(asset("videos/broken"))
+    with pytest.raises(UserError, match="None of the 9 videos"):
+        admit(
+            broken,
+            video=video_format(),
+            windows=WINDOWS,
+            out=tmp_path,
+            workers=2,
+        )
+    record = json.loads((tmp_path / "admission.json").read_text())
+    assert sorted({video["category"] for video in record["videos"]} - {""}) == [
+        "encrypted", "not a video", "truncated", "undecodable"
+    ]  # fmt: skip
