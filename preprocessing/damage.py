@@ -37,17 +37,13 @@ def reason_for_no_frames(path: Path, header_frames: int | None, damage: str) -> 
     """The reason for a file that opens but gives no frame."""
     if _is_encrypted(path):
         return DecodeError("encrypted", "its frames are protected (CENC) and cannot be decoded")
-    claim = (
-        f"the header promises {header_frames} frames"
-        if header_frames
-        else "the header is all there is"
-    )
+    claim = f"the header promises {header_frames} frames" if header_frames else "it has a header"
     boxes, is_cut = _mp4_boxes(path)
     if "ftyp" in boxes and is_cut:
-        return DecodeError("truncated", f"{claim}, the file ends before the first")
+        return DecodeError("truncated", f"{claim}, the file ends before the first frame")
     if damage:
-        return DecodeError("undecodable", f"{claim}, none can be decoded ({damage})")
-    return DecodeError("truncated", f"{claim}, none is there")
+        return DecodeError("undecodable", f"{claim}, no frame can be decoded ({damage})")
+    return DecodeError("truncated", f"{claim}, no frame is there")
 
 
 def _mp4_boxes(path: Path) -> tuple[set[str], bool]:

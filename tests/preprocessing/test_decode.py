@@ -335,7 +335,7 @@ def test_avi_frames_come_in_order_although_their_stamps_do_not(asset):
         ("mp4parse__bipbop_480wp_1001kbps-cenc-video-key1-init.mp4", "encrypted:"),
         ("mp4parse__test_case_1185230.mp4", "undecodable: the header promises 10 frames"),
         ("mp4parse__invalid_userdata.mp4", "truncated: the header promises 5544 frames"),
-        ("mp4parse__no_timescale.mp4", r"undecodable: .*a frame is damaged|undecodable: .*Invalid"),
+        ("mp4parse__no_timescale.mp4", "undecodable: it has a header, no frame"),
         ("mp4parse__media_small.mp4", "the header promises 297 frames"),
         ("udacity-veh__project_cut_result.mp4", r"truncated: .*without its index \(moov\)"),
         ("udacity-veh__44bytes_project_result.mp4", r"truncated: .*without its index"),
