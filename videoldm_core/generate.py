@@ -1,0 +1,122 @@
+"""Samples a video with a whole cascade: `python -m videoldm_core.generate request.json`."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from videoldm_core.conditioning import KeyFrames
+from videoldm_core.errors import UserError
+from videoldm_core.models.image import load_vae
+from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
+from videoldm_core.objectives.denoising import Denoising, load_denoiser
+from videoldm_core.records import Record, parse_record
+from videoldm_core.sampling.long import Cascade, Prompt, Sampling, SamplingConfig
+from videoldm_core.sampling.video_file import VideoFile
+from videoldm_core.training.journal import Journal
+from videoldm_core.training.published import PublishedStage, part_paths, read_published
+
+ROLES = ("image", "predictor", "interpolator", "decoder", "upscaler")
+
+
+class Request(Record):
+    """One video."""
+
+    stages: dict[str, Path]  # stage name -> its folder; needs all of ROLES
+    text_tower: Path
+    prompt: str
+    key_frames: int = Field(default=8, ge=2)
+    passes: int = Field(default=2, ge=0, le=2)  # interpolation passes
+    seed: int = 0
+    sampling: SamplingConfig = SamplingConfig()
+    out: Path  # the mp4; a gif and a journal appear beside it
+
+
+def main() -> int:
+    """The command; a user's error is one sentence on stderr and exit code 2."""
+    try:
+        path = Path(sys.argv[1])
+        if not path.is_file():
+            raise UserError(f"No request file at {str(path)!r}.")
+        generate(parse_record(Request, json.loads(path.read_text()), where=str(path)))
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def generate(request: Request) -> None:
+    """Writes request.out and its preview.
+
+    Raises:
+        UserError: a stage is missing or unusable, or the disk cannot be written to.
+    """
+    from videoldm_core.models.text import TextTower
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cascade, published = load_cascade(request.stages, device)
+    tower = TextTower.load(request.text_tower)
+    text, null_text = tower.encode([request.prompt, ""]).to(device).chunk(2)
+    vae = load_vae(part_paths(request.stages["decoder"])["vae"])
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    video = published["image"].video
+    prompt = Prompt(
+        text=text,
+        null_text=null_text,
+        latent_size=(cascade.image.channels, video.height // factor, video.width // factor),
+        seed=request.seed,
+    )
+    journal = Journal(request.out.with_suffix(".journal.jsonl"))
+
+    def progress(what: str, done: int, total: int) -> None:
+        journal.write(what=what, done=done, total=total)
+
+    sampling = Sampling(cascade, prompt, request.sampling, progress)
+    with VideoFile(request.out, fps=video.fps) as file:
+        for frames in sampling.video(request.key_frames, request.passes):
+            file.write(frames)
+
+
+def load_cascade(
+    folders: dict[str, Path], device: torch.device
+) -> tuple[Cascade, dict[str, PublishedStage]]:
+    """Loads the models of every role.
+
+    Raises:
+        UserError: names the first role that is not there or not trained.
+    """
+    published: dict[str, PublishedStage] = {}
+    for role in ROLES:
+        found = read_published(folders[role]) if role in folders else None
+        if found is None:
+            raise UserError(
+                f"Sampling needs a trained {role!r} stage; "
+                f"{'it is not published in ' + repr(str(folders[role])) if role in folders else 'none was named'}. "
+                f"Train it first."
+            )
+        published[role] = found
+    parts = {role: part_paths(folders[role]) for role in ROLES}
+    vae = load_vae(parts["decoder"]["vae"])
+    temporal = temporal_decoder_for(vae, seed=0)
+    temporal.load(parts["decoder"]["temporal_decoder"])
+    objective = published["interpolator"].stage.objective
+    assert isinstance(objective, Denoising) and isinstance(objective.given, KeyFrames), (
+        "an interpolator is given key frames"
+    )
+    cascade = Cascade(
+        image=load_denoiser(parts["image"]).to(device),
+        predictor=load_denoiser(parts["predictor"]).to(device),
+        interpolator=load_denoiser(parts["interpolator"]).to(device),
+        decoder=VideoDecoder(vae, temporal).eval().to(device),
+        upscaler=load_denoiser(parts["upscaler"]).to(device),
+        key_frames=published["predictor"].stage.frames,
+        every=objective.given.every,
+        upscale=published["image"].video.upscale,
+    )
+    return cascade, published
+
+
+if __name__ == "__main__":
+    sys.exit(main())

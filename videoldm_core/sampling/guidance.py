@@ -1,0 +1,71 @@
+"""Text guidance, context guidance (Eq. 4) and both together, as one weighted sum of predictions."""
+
+import torch
+from torch import Tensor
+
+from videoldm_core.conditioning import Given
+from videoldm_core.objectives.denoising import Denoiser, predict
+from videoldm_core.records import Record
+
+
+class Guidance(Record):
+    """Scales; 1 is the conditional model, more exaggerates what it is given."""
+
+    text: float = 1.0
+    context: float = 1.0  # s of Eq. 4
+
+
+def guided_prediction(  # noqa: PLR0913 - what a prediction depends on
+    model: Denoiser,
+    noisy: Tensor,
+    timesteps: Tensor,
+    *,
+    text: Tensor,
+    null_text: Tensor,
+    given: Given,
+    guidance: Guidance,
+    label: Tensor | None = None,
+) -> Tensor:
+    """f(0,0) + s_text (f(c,0) - f(0,0)) + s_context (f(c,c_S) - f(c,0)); with s_text = 1 this is Eq. 4.
+
+    Collected by branch: s_context f(c,c_S) + (s_text - s_context) f(c,0) + (1 - s_text) f(0,0). A branch
+    of weight 0 is not computed, the others run as one batch. Without context f(c,c_S) = f(c,0).
+
+    Args:
+        text, null_text: of the prompt and of the empty text, b l d.
+    """
+    has_context = given.context is not None
+    blind = given.without_context()
+    if has_context:
+        branches = [
+            (guidance.context, text, given),
+            (guidance.text - guidance.context, text, blind),
+            (1 - guidance.text, null_text, blind),
+        ]
+    else:
+        branches = [(guidance.text, text, given), (1 - guidance.text, null_text, given)]
+    branches = [branch for branch in branches if branch[0] != 0]
+    count = len(branches)
+    predictions = predict(
+        model.net,
+        noisy.repeat(count, 1, 1, 1, 1),
+        timesteps.repeat(count),
+        torch.cat([text for _, text, _ in branches]),
+        _joined([given for _, _, given in branches]),
+        None if label is None else label.repeat(count),
+    ).chunk(count)
+    weighted = [weight * p for (weight, _, _), p in zip(branches, predictions, strict=True)]
+    return torch.stack(weighted).sum(dim=0)
+
+
+def _joined(givens: list[Given]) -> Given:
+    def cat(name: str) -> Tensor | None:
+        values = [getattr(given, name) for given in givens]
+        return None if values[0] is None else torch.cat(values)
+
+    return Given(
+        context=cat("context"),
+        known=cat("known"),
+        low_resolution=cat("low_resolution"),
+        noise_level=cat("noise_level"),
+    )

@@ -1,0 +1,61 @@
+"""From noise to a clip with any of diffusers' schedulers; knows no guidance and no cascade."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from torch import Tensor
+
+from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.errors import UserError
+from videoldm_core.records import nearest
+
+SAMPLERS: dict[str, Any] = {
+    "ddim": DDIMScheduler,  # the paper's, deterministic
+    "ddpm": DDPMScheduler,
+    "dpm++": DPMSolverMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
+
+# (noisy clip, timesteps (b)) -> prediction, both b t c h w
+Predict = Callable[[Tensor, Tensor], Tensor]
+
+
+def sample(
+    predict: Predict,
+    noise: Tensor,
+    schedule: NoiseSchedule,
+    *,
+    sampler: str,
+    steps: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Denoises `noise` b t c h w into a clean clip.
+
+    Args:
+        predict: epsilon or v for a noisy clip, as the schedule's model predicts it.
+        sampler: one of SAMPLERS.
+        generator: of the noise that stochastic samplers add; DDIM adds none.
+
+    Raises:
+        UserError: an unknown sampler.
+    """
+    if sampler not in SAMPLERS:
+        raise UserError(f"Unknown sampler {sampler!r}; {nearest(sampler, list(SAMPLERS))}")
+    scheduler = SAMPLERS[sampler].from_config(schedule.config)
+    scheduler.set_timesteps(steps, device=noise.device)
+    options = {} if sampler in ("dpm++", "unipc") else {"generator": generator}
+    clip = noise * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(clip, timestep)
+        level = torch.full((len(noise),), int(timestep), device=noise.device)
+        clip = scheduler.step(predict(scaled, level), timestep, clip, **options).prev_sample
+    return clip
