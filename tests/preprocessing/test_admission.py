@@ -1,100 +1,15 @@
 """What is used, what is refused and why, and what each stage will see."""
 
 import json
-import re
 import shutil
-from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import pytest
 
 from preprocessing import examine
-from preprocessing.admission import admit
 from preprocessing.admission_record import read_admission
-from preprocessing.isolation import IsolatedError, Outcome, Workers
+from preprocessing.isolation import IsolatedError
 from preprocessing.sources import find_sources
 from videoldm_core.errors import UserError
-
-WINDOWS = {"image": (1, (1,)), "motion": (5, (4, 1)), "upscaler": (6, (1,))}
-
-
-def video_format(**changes):
-    return SimpleNamespace(
-        **{"fps": 8.0, "height": 24, "width": 32, "upscale": 2, "clip_seconds": 3.0, **changes}
-    )
-
-
-class InThisProcess(Workers):
-    """The pool without its processes, for tests of what is done with the findings."""
-
-    def run(self, function, calls):
-        for index, call in enumerate(calls):
-            try:
-                outcome = Outcome(index, function(*call.args))
-            except UserError as error:
-                outcome = Outcome(index, error=error)
-            yield outcome
-
-
-@pytest.fixture(autouse=True)
-def _few_processes(request, monkeypatch):
-    if "processes" not in request.fixturenames:
-        monkeypatch.setattr(examine, "Workers", InThisProcess)
-
-
-@pytest.fixture
-def processes():
-    """Asks for the real pool."""
-
-
-@pytest.fixture
-def folder(tmp_path, counting_video):
-    """Three good videos of 5 s, unlike each other."""
-    for index in range(3):
-        counting_video(
-            f"good{index}.mp4",
-            frames=40,
-            fps=8,
-            folder=tmp_path / "videos",
-            size=(64, 48 + 2 * index),
-        )
-    return tmp_path / "videos"
-
-
-@pytest.fixture
-def admit_folder(folder, tmp_path):
-    def run(*, windows=WINDOWS, progress=None, **changes):
-        return admit(
-            find_sources(folder),
-            video=video_format(**changes),
-            windows=windows,
-            out=tmp_path / "out",
-            workers=2,
-            progress=progress,
-        )
-
-    return run
-
-
-class Page(HTMLParser):
-    """Checks that tags close in order; collects text and what the page would load."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.text, self.loads = [], "", []
-        self.feed(text)
-        assert not self.open, f"unclosed {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.loads += [value for key, value in attrs if key in ("src", "href")]
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += f" {data}"
 
 
 def by_name(admission):
@@ -227,7 +142,7 @@ def test_a_stage_without_windows_is_named_with_what_it_needs(admit_folder, tmp_p
         match=r"Stage 'slow' would see no training window: 5 frames at stride 11 need 5.62 s at "
         r"8 frames/s, and the longest training clip has 5.00 s; add videos, at least two of 5.6",
     ):
-        admit_folder(windows={**WINDOWS, "slow": (5, (11,))}, clip_seconds=6.0)
+        admit_folder(windows={"image": (1, (1,)), "slow": (5, (11,))}, clip_seconds=6.0)
     assert read_admission(tmp_path / "out") is None
     assert admit_folder().accepted == 3, "the next correct run goes on from there"
 
@@ -271,44 +186,13 @@ def test_an_output_folder_that_cannot_be_written_is_named(admit_folder, tmp_path
         admit_folder()
 
 
-def test_the_page_is_whole_and_loads_nothing(admit_folder, folder, tmp_path):
-    (folder / "<b>bold & co.mp4").write_text("text")
-    (folder / "good1.txt").write_text("a <red> car")
-    admit_folder()
-    page = Page((tmp_path / "out" / "admission.html").read_text())
-    assert all(load.startswith("data:image/jpeg;base64,") for load in page.loads)
-    assert len(page.loads) == 3
-    for shown in (
-        "<b>bold & co.mp4",
-        "a <red> car",
-        "it is a text file",
-        "held-out windows",
-        "motion",
-    ):
-        assert shown in page.text
-    assert re.search(r"\b3\s+videos accepted", page.text)
-
-
-def test_the_record_is_json_that_others_can_read(admit_folder, tmp_path):
-    admit_folder()
-    record = json.loads((tmp_path / "out" / "admission.json").read_text())
-    assert {"format", "settings", "split_rule", "stages", "videos", "clips"} <= set(record)
-    assert set(record["clips"][0]) == {
-        "key", "source", "source_digest", "start_s", "fps", "frames", "caption", "split"
-    }  # fmt: skip
-
-
-def test_a_folder_of_real_broken_files_is_reported_in_full(asset, tmp_path, processes):
+def test_a_folder_of_real_broken_files_is_reported_in_full(
+    asset, admit_folder, tmp_path, processes
+):
     broken = find_sources(asset("videos/broken"))
     with pytest.raises(UserError, match="None of the 9 videos"):
-        admit(
-            broken,
-            video=video_format(),
-            windows=WINDOWS,
-            out=tmp_path,
-            workers=2,
-        )
-    record = json.loads((tmp_path / "admission.json").read_text())
-    assert sorted({video["category"] for video in record["videos"]} - {""}) == [
+        admit_folder(sources=broken)
+    record = json.loads((tmp_path / "out" / "admission.json").read_text())
+    assert sorted({video["category"] for video in record["videos"]}) == [
         "encrypted", "not a video", "truncated", "undecodable"
     ]  # fmt: skip
