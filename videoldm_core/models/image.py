@@ -94,7 +94,7 @@ def latent_scale(vae_folder: Path) -> float:
 
 def _load(kind: Any, folder: Path) -> Any:
     try:
-        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False).eval()
     except (OSError, ValueError, RuntimeError, EnvironmentError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

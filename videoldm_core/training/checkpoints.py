@@ -29,7 +29,7 @@ def save_checkpoint(folder: Path, players: list[Player], step: int) -> None:
     Raises:
         UserError: the disk is full or read-only; earlier checkpoints stay as they are.
     """
-    states = {player.name: _state_of(player) for player in players}
+    states = {player.name: _state_of(player, step) for player in players}
     if _is_first():
         _write(folder, states, step)
     if distributed.is_initialized():
@@ -57,14 +57,16 @@ def load_optimizers(path: Path, players: list[Player], step: int) -> None:
     for player in players:
         tensors = _read(path, player)
         moments = {k: t for k, t in tensors.items() if k.startswith("exp_avg")}
-        restore_moments(player.engine, player.trainable, moments, step)
+        if player.steps_at(step):
+            restore_moments(player.engine, player.trainable, moments, player.steps_at(step))
         averages = {k.removeprefix("ema/"): t for k, t in tensors.items() if k.startswith("ema/")}
         player.ema.restore(averages)
 
 
-def _state_of(player: Player) -> dict[str, Tensor]:
+def _state_of(player: Player, step: int) -> dict[str, Tensor]:
     state = {f"weight/{k}": t for k, t in full_tensors(player.trainable).items()}
-    state |= full_moments(player.engine, player.trainable)
+    if player.steps_at(step):
+        state |= full_moments(player.engine, player.trainable)
     return state | {f"ema/{k}": t for k, t in player.ema.full().items()}
 
 
@@ -90,7 +92,8 @@ def _read(path: Path, player: Player) -> dict[str, Tensor]:
     expected = {f"weight/{name}": player.shapes[name] for name in player.trainable}
     weights = {k: t for k, t in tensors.items() if k.startswith("weight/")}
     check_keys(expected, weights, where=str(where))
-    if len(tensors) != 4 * len(expected):
+    averages = {k for k in tensors if k.startswith("ema/")}
+    if averages != {k.replace("weight/", "ema/", 1) for k in expected}:
         raise UserError(f"{str(where)!r} is not whole; delete {str(path)!r} and run again.")
     return tensors
 

@@ -178,7 +178,9 @@ def restore_moments(
 
 def _full_moment(engine: Engine, parameter: nn.Parameter, moment: str) -> Tensor:
     if not _is_sharded(parameter):
-        return _inner_optimizer(engine).state[parameter][moment]
+        state = _inner_optimizer(engine).state[parameter]
+        # Plain torch keeps no moments of a parameter that no gradient has reached; they are zero.
+        return state[moment] if moment in state else torch.zeros_like(parameter)
     from deepspeed.utils import safe_get_full_optimizer_state
 
     return safe_get_full_optimizer_state(parameter, moment)

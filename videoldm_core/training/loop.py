@@ -39,7 +39,7 @@ def train(  # noqa: PLR0913 - everything the loop depends on, by name
             loss, numbers = player.loss(player.engine, batch, turn)
             player.engine.backward(loss)
             player.engine.step()
-            player.ema.update(step + 1 - player.starts_at)
+            player.ema.update(player.steps_at(step + 1))
             metrics |= numbers
         for action in after_step:
             action(step + 1, metrics)

@@ -42,6 +42,10 @@ class Player:
     def __post_init__(self) -> None:
         self.shapes = {k: torch.empty(p.shape, device="meta") for k, p in self.trainable.items()}
 
+    def steps_at(self, step: int) -> int:
+        """How often this player has stepped once the loop has done `step` steps."""
+        return max(0, step - self.starts_at)
+
 
 def trainable_parameters(module: nn.Module, parts: list[nn.Module]) -> dict[str, nn.Parameter]:
     """Freezes `module` but for the parameters of `parts`; returns those by their name in `module`."""
