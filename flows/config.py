@@ -7,7 +7,7 @@ anything runs.
 """
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 from pydantic import Field
@@ -15,6 +15,10 @@ from pydantic import Field
 from videoldm_core.errors import UserError
 from videoldm_core.files import write_text_atomically
 from videoldm_core.records import Record, nearest, parse_record
+
+if TYPE_CHECKING:
+    from videoldm_core.cascade import Preset
+    from videoldm_core.sampling.long import SamplingConfig
 
 RUNFILES = Path(__file__).parent / "runfiles"
 
@@ -30,11 +34,10 @@ class SampleConfig(Record):
     """The video that is sampled when every stage is trained."""
 
     prompt: str = "a red car overtakes at night"
-    key_frames: int = Field(5, ge=2)  # before the two interpolation passes
-    steps: int = Field(25, ge=1)  # of the sampler
-    guidance_scale: float = 2.0  # text guidance; 1 means none
-    context_guidance_scale: float = 1.5  # guidance by the context frames; 1 means none
+    key_frames: int = Field(5, ge=2)  # before the interpolation passes
+    passes: int = Field(2, ge=0, le=2)  # of the interpolator
     seed: int = 0
+    sampling: dict[str, Any] = {}  # changed fields of the core's SamplingConfig
 
 
 class RunConfig(Record):
@@ -81,6 +84,7 @@ def load_run(runfile: str, overrides: list[str] | None = None) -> RunConfig:
         _apply(override, values)
     run = parse_record(RunConfig, values, where=f"the run file {path.name}")
     table_of(run)
+    sampling_of(run)
     if run.videos is not None and not run.videos.is_dir():
         raise UserError(
             f"videos = {str(run.videos)!r} is not a folder; give the folder that holds the videos."
@@ -104,7 +108,7 @@ def find_runfile(runfile: str) -> Path:
     )
 
 
-def table_of(run: RunConfig) -> Any:
+def table_of(run: RunConfig) -> "Preset":
     """The preset's stage table with the run's changes in it.
 
     Raises:
@@ -121,6 +125,18 @@ def table_of(run: RunConfig) -> Any:
     format_values = _merged(table.video.model_dump(), run.video)
     video = parse_record(VideoFormat, format_values, where="video")
     return table.model_copy(update={"stages": rows, "video": video})
+
+
+def sampling_of(run: RunConfig) -> "SamplingConfig":
+    """How videos are sampled, with the run's changes.
+
+    Raises:
+        UserError: unknown field, with the nearest known one.
+    """
+    from videoldm_core.sampling.long import SamplingConfig
+
+    values = _merged(SamplingConfig().model_dump(), run.sample.sampling)
+    return parse_record(SamplingConfig, values, where="sample.sampling")
 
 
 def tracking_uri(run: RunConfig) -> str:

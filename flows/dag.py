@@ -15,6 +15,8 @@ from typing import Any
 from videoldm_core.files import sha256_of_file, write_text_atomically
 from videoldm_core.records import Record
 
+NEVER = "never finished"
+
 
 class Made(Record):
     """What a step leaves behind: the file it published last, and every file that must stay."""
@@ -101,7 +103,7 @@ class Ledger:
         """Why the step must run although all it needs is there; None when its output is good."""
         receipt = self.receipt(step.name)
         if receipt is None:
-            return "never finished"
+            return NEVER
         missing = self.missing_file(receipt)
         if missing is not None:
             return f"{missing} is missing"
@@ -164,7 +166,10 @@ def due_steps(steps: list[Step], ledger: Ledger) -> dict[str, str]:
     due: dict[str, str] = {}
     for step in in_order(steps):
         parent = next((name for name in step.needs if name in due), None)
-        reason = f"{parent} is made again" if parent else ledger.why_due(step)
+        if parent and ledger.receipt(step.name):
+            reason = f"{parent} is made again"
+        else:
+            reason = NEVER if parent else ledger.why_due(step)
         if reason:
             due[step.name] = reason
     return due

@@ -30,7 +30,7 @@ def silence_prefect(out: Path) -> None:
 def silence_mlflow() -> None:
     """MLflow's log lines and its dependencies' warnings stay off the terminal."""
     _set_defaults()
-    for name in ("mlflow", "alembic"):
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", module=r"mlflow|alembic|pydantic")

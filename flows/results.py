@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from flows.config import sampling_of
 from flows.dag import Attempt, Made, Step, in_order
 from flows.launch import Command
 from flows.registry import Release, register_release
@@ -48,7 +49,8 @@ class Ending:
             stages=stages,
             text_tower=self.run.out / "text_tower",
             out=video,
-            **self.run.sample.model_dump(),
+            sampling=sampling_of(self.run),
+            **self.run.sample.model_dump(exclude={"sampling"}),
         )
         folder = self.run.out / "steps"
         path = folder / "sample.request.json"
@@ -58,8 +60,9 @@ class Ending:
             argument=path,
             processes=0,
             log=folder / "sample.log",
-            journal=video.parent / "journal.jsonl",
+            journal=video.with_suffix(".journal.jsonl"),
         )
+        command.journal.unlink(missing_ok=True)
         self.foreman.launcher.launch(command, on_line=attempt.on_line, cancelled=attempt.cancelled)
         preview = video.with_suffix(".gif")
         return Made(output=video, files=(preview,) if preview.exists() else ())

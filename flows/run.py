@@ -8,6 +8,7 @@ import fcntl
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from flows.dag import Attempt, Ledger, Made, Receipt, Step, ancestors, due_steps
 from flows.failures import StepsFailed
 from flows.launch import Cancelled
 from flows.quiet import silence_prefect
+from flows.slots import Slots
 from flows.terminal import Terminal
 from videoldm_core.errors import UserError
 from videoldm_core.files import disk_error
@@ -34,16 +36,21 @@ class Crew:
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.run.out)
-        self._slots = threading.BoundedSemaphore(self.run.concurrent_stages)
+        self._slots = Slots(self.run.concurrent_stages)
 
-    def perform(self, step: Step) -> Receipt | None:
-        """Makes one step and enters its receipt; None when it turns out to be good as it is."""
+    def perform(self, step: Step, place: int) -> Receipt | None:
+        """Makes one step and enters its receipt; None when it turns out to be good as it is.
+
+        Args:
+            place: of the step in the table; who comes first gets a free slot first.
+        """
         if self.cancelled.is_set():
             raise Cancelled
         if self.ledger.why_due(step) is None:
             self.terminal.unchanged(step)
             return None
-        with self._slot(step):
+        slot = self._slots.hold(place, self.cancelled) if step.trains else nullcontext()
+        with slot:
             self.terminal.started(step)
             started, clock = time.time(), time.monotonic()
             made = self._make(step)
@@ -66,19 +73,6 @@ class Crew:
             self.failures[step.name] = error
             self.terminal.failed(step, str(error) or repr(error))
             raise
-
-    @contextlib.contextmanager
-    def _slot(self, step: Step) -> Iterator[None]:
-        if not step.trains:
-            yield
-            return
-        while not self._slots.acquire(timeout=0.2):
-            if self.cancelled.is_set():
-                raise Cancelled
-        try:
-            yield
-        finally:
-            self._slots.release()
 
 
 def make_due(crew: Crew, steps: list[Step], *, only: tuple[str, ...] = ()) -> bool:
@@ -171,7 +165,7 @@ def _submit_all(hidden: _Hidden) -> None:
             return Completed(
                 name="DoneBefore", message="its output is there and made from the same"
             )
-        receipt = crew.perform(by_name[name])
+        receipt = crew.perform(by_name[name], place=list(by_name).index(name))
         return Completed(message=f"took {receipt.seconds:.0f} s" if receipt else "found unchanged")
 
     futures: dict[str, Any] = {}

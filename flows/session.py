@@ -12,6 +12,7 @@ from rich.pretty import Pretty
 from flows.config import RunConfig, store_run, table_of, tracking_uri
 from flows.dag import Attempt, Ledger, Step, due_steps
 from flows.failures import StepsFailed
+from flows.launch import Launcher
 from flows.launch.local import LocalLauncher
 from flows.results import Ending
 from flows.run import Crew, locked, make_due
@@ -39,14 +40,17 @@ class Session:
         return self.foreman.run
 
 
-def work(run: RunConfig, *, only: tuple[str, ...] = ()) -> None:
+def work(run: RunConfig, *, only: tuple[str, ...] = (), launcher: Launcher | None = None) -> None:
     """Makes what is due, all of it or only some steps, and shows where everything is.
+
+    Args:
+        launcher: starts the commands; None starts local processes.
 
     Raises:
         UserError: the folder cannot be used, or something is missing that the user must provide.
         StepsFailed: names the steps that failed.
     """
-    with _session(run) as session:
+    with _session(run, launcher or LocalLauncher()) as session:
         crew = Crew(run=run, terminal=session.terminal)
         try:
             with session.terminal, _told(session):
@@ -58,13 +62,13 @@ def work(run: RunConfig, *, only: tuple[str, ...] = ()) -> None:
         _say_what_is_left(session)
 
 
-def sample_to(run: RunConfig, video: Path | None) -> Path:
+def sample_to(run: RunConfig, video: Path | None, *, launcher: Launcher | None = None) -> Path:
     """Samples a video with the trained stages of `run`, whatever was sampled before.
 
     Raises:
         UserError: a stage is not trained.
     """
-    with _session(run) as session:
+    with _session(run, launcher or LocalLauncher()) as session:
         for name, reason in due_steps(session.steps, Ledger(run.out)).items():
             if name in {row.name for row in session.foreman.table.stages}:
                 raise UserError(
@@ -85,7 +89,7 @@ def sample_to(run: RunConfig, video: Path | None) -> Path:
 
 
 @contextlib.contextmanager
-def _session(run: RunConfig) -> Iterator[Session]:
+def _session(run: RunConfig, launcher: Launcher) -> Iterator[Session]:
     table = table_of(run)
     terminal = Terminal()
     with locked(run.out):
@@ -95,7 +99,7 @@ def _session(run: RunConfig) -> Iterator[Session]:
             terminal.console.print(Pretty(run.model_dump(mode="json")))
         store_run(run)
         tracker = Tracker(uri=tracking_uri(run), experiment=run.name, out=run.out)
-        foreman = Foreman(run=run, table=table, launcher=LocalLauncher(), tracker=tracker)
+        foreman = Foreman(run=run, table=table, launcher=launcher, tracker=tracker)
         yield Session(foreman, terminal, cascade_steps(foreman))
 
 

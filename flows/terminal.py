@@ -120,16 +120,21 @@ class _Bar:
     def __init__(self, progress: Progress, title: str) -> None:
         self._progress = progress
         self._launched = time.time()
+        self._what = ""
         self._id = progress.add_task(title, total=None, note="")
 
     def show(self, line: JournalLine) -> None:
-        if "total_steps" in line:
-            self._progress.update(self._id, total=line["total_steps"])
-        if "step" not in line or "image" in line:
+        """Moves the bar; a line says "total_steps", "step", or "what" is "done" of "total"."""
+        total, done = line.get("total_steps", line.get("total")), line.get("step", line.get("done"))
+        if total is not None:
+            self._progress.update(self._id, total=total)
+        if done is None or "image" in line:
             return
-        if line.get("time", 0) < self._launched:
-            self._progress.reset(self._id, completed=line["step"], start=True)
-        self._progress.update(self._id, completed=line["step"], note=_note(line))
+        is_new = line.get("what", self._what) != self._what
+        if is_new or line.get("time", 0) < self._launched:
+            self._what = line.get("what", self._what)
+            self._progress.reset(self._id, completed=done, start=True)
+        self._progress.update(self._id, completed=done, note=_note(line))
 
     def remove(self) -> None:
         self._progress.remove_task(self._id)
@@ -137,7 +142,7 @@ class _Bar:
 
 def _note(line: JournalLine) -> str:
     loss = line.get("metrics", {}).get("loss")
-    return "" if loss is None else f"loss {loss:.4f}"
+    return str(line.get("what", "")) if loss is None else f"loss {loss:.4f}"
 
 
 def duration(seconds: float) -> str:

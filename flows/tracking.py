@@ -213,7 +213,11 @@ class Tracker:
             tellings = Tellings.model_validate_json(self._path.read_text())
         except (OSError, ValueError):
             return Tellings(uri=self.uri)
-        return tellings if tellings.uri == self.uri else Tellings(uri=self.uri)
+        if tellings.uri == self.uri:
+            return tellings
+        anew = {"run_id": None, "told": "", "offset": 0}  # another server knows nothing yet
+        runs = {name: told.model_copy(update=anew) for name, told in tellings.runs.items()}
+        return Tellings(uri=self.uri, runs=runs)
 
 
 def git_commit() -> str:

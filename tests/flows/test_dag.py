@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 from threading import Event
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows.dag import Attempt, Ledger, Made, Step, ancestors, due_steps, in_order
@@ -23,15 +23,15 @@ def make_all(steps: list[Step], ledger: Ledger) -> None:
             ledger.enter(step, step.make(attempt(ledger.begin(step))), started=0.0, seconds=1.0)
 
 
-def writing_step(out: Path, name: str, needs: tuple[str, ...] = (), **settings) -> Step:
+def writing_step(out: Path, name: str, needs: tuple[str, ...] = (), **fields) -> Step:
     def make(attempt: Attempt) -> Made:
         path = out / name / "done.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(f"{name} {settings}")
+        path.write_text(f"{name} {fields}")
         (path.parent / "weights").write_text("w")
         return Made(output=path, files=(path.parent / "weights",))
 
-    return Step(name=name, title=f"make {name}", needs=needs, settings=settings, make=make)
+    return Step(name=name, title=f"make {name}", needs=needs, settings=fields, make=make)
 
 
 @st.composite
@@ -40,6 +40,7 @@ def graphs(draw) -> list[tuple[str, tuple[str, ...]]]:
     return [(f"s{i}", tuple(f"s{j}" for j in range(i) if draw(st.booleans()))) for i in range(size)]
 
 
+@settings(deadline=None, max_examples=30)
 @given(graphs(), st.data())
 def test_deleting_one_output_makes_it_and_its_descendants_due_and_nothing_else(graph, data):
     with TemporaryDirectory() as folder:
@@ -54,10 +55,10 @@ def test_deleting_one_output_makes_it_and_its_descendants_due_and_nothing_else(g
         assert set(due_steps(steps, ledger)) == {victim} | downstream
 
 
-def chain(out: Path, **settings) -> list[Step]:
+def chain(out: Path, **fields) -> list[Step]:
     return [
         writing_step(out, "image"),
-        writing_step(out, "temporal", ("image",), **settings),
+        writing_step(out, "temporal", ("image",), **fields),
         writing_step(out, "predictor", ("temporal",)),
         writing_step(out, "decoder"),
     ]

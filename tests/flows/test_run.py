@@ -11,7 +11,6 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 from rich.console import Console
 
 from flows.config import RunConfig
@@ -21,11 +20,7 @@ from flows.run import Crew, locked, make_due
 from flows.terminal import Terminal, duration
 from videoldm_core.errors import UserError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect():
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 def new_crew(out: Path, **fields) -> Crew:
@@ -120,6 +115,13 @@ def test_no_more_stages_train_at_once_than_there_are_slots(tmp_path, slots):
     steps = [place.step(f"s{i}", trains=True) for i in range(4)]
     make_due(new_crew(tmp_path, concurrent_stages=slots), steps)
     assert place.most_running == slots
+
+
+def test_a_free_slot_goes_to_the_stage_that_comes_first_in_the_table(tmp_path):
+    place = Workplace(tmp_path)
+    steps = [place.step("data"), *(place.step(f"s{i}", "data", trains=True) for i in range(5))]
+    make_due(new_crew(tmp_path), steps)
+    assert place.ran == ["data", "s0", "s1", "s2", "s3", "s4"]
 
 
 def test_one_step_can_be_asked_for_with_what_it_needs(tmp_path):

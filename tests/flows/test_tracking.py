@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from flows.tracking import CASCADE, Tracker
-from videoldm_core.files import write_text_atomically
 
 
 def write_journal(
@@ -121,10 +120,6 @@ def test_a_server_that_does_not_answer_stops_nothing_and_gets_everything_later(d
     away.close()
     assert away.problem
     assert not away.is_all_delivered()
-    kept = (tmp_path / "mlflow_runs.json").read_text()
-    write_text_atomically(
-        tmp_path / "mlflow_runs.json", kept.replace("http://127.0.0.1:9", f"sqlite:///{database}")
-    )
     back = Tracker(uri=f"sqlite:///{database}", experiment="away", out=tmp_path)
     assert back.deliver(), back.problem
     assert run_of(back, "temporal").info.status == "FINISHED"

@@ -1,0 +1,130 @@
+"""Looks at a machine before anything is queued on it: what is there, what is missing."""
+
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal, NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+
+from flows.config import RunConfig, tracking_uri
+from flows.launch.local import usable_cores
+
+Verdict = Literal["good", "note", "bad"]
+
+PACKAGES = ("torch", "deepspeed", "diffusers", "prefect", "mlflow", "webdataset", "av")
+LEAST_MEMORY_GIB = 4
+LEAST_DISK_GIB = 2
+ANSWER_S = 5
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    verdict: Verdict
+    what: str
+    found: str
+
+
+def examine(run: RunConfig) -> list[Finding]:
+    """Everything that `run` needs of this machine."""
+    checks: tuple[Callable[[RunConfig], Iterator[Finding]], ...] = (
+        _versions,
+        _processors,
+        _accelerators,
+        _output,
+        _servers,
+    )
+    return [finding for check in checks for finding in check(run)]
+
+
+def show(findings: list[Finding], console: Console | None = None) -> bool:
+    """Prints the findings; False when one of them is bad."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    colours = {"good": "[green]good[/]", "note": "[yellow]note[/]", "bad": "[bold red]bad [/]"}
+    for verdict, what, found in findings:
+        console.print(f"{colours[verdict]}  {what:<22}{escape(found)}")
+    return all(finding.verdict != "bad" for finding in findings)
+
+
+def _versions(run: RunConfig) -> Iterator[Finding]:
+    python = platform.python_version_tuple()
+    is_known = python[:2] in (("3", "11"), ("3", "12"))
+    yield Finding(
+        "good" if is_known else "bad",
+        "Python",
+        platform.python_version() + ("" if is_known else "; 3.11 or 3.12 is needed"),
+    )
+    for package in PACKAGES:
+        try:
+            yield Finding("good", package, version(package))
+        except PackageNotFoundError:
+            yield Finding("bad", package, "not installed; run: make setup")
+
+
+def _processors(run: RunConfig) -> Iterator[Finding]:
+    cores = usable_cores()
+    verdict: Verdict = "good" if cores >= run.processes else "note"
+    slow = "" if verdict == "good" else f"; {run.processes} processes will share them"
+    yield Finding(verdict, "cores", f"{cores}{slow}")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    enough = memory >= LEAST_MEMORY_GIB
+    needs = "" if enough else f"; a run needs {LEAST_MEMORY_GIB} GiB"
+    yield Finding("good" if enough else "note", "memory", f"{memory:.1f} GiB{needs}")
+
+
+def _accelerators(run: RunConfig) -> Iterator[Finding]:
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        yield Finding("note", "accelerator", "none found; training runs on the CPU")
+        return
+    for line in answer.stdout.strip().splitlines():
+        yield Finding("good", "accelerator", line)
+
+
+def _output(run: RunConfig) -> Iterator[Finding]:
+    place = next(folder for folder in (run.out, *run.out.parents) if folder.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        yield Finding("bad", "output folder", f"cannot write in {place}: {error.strerror}")
+        return
+    yield Finding("good", "output folder", str(run.out))
+    free = shutil.disk_usage(place).free / 2**30
+    enough = free >= LEAST_DISK_GIB
+    needs = "" if enough else f"; a run needs about {LEAST_DISK_GIB} GiB"
+    yield Finding("good" if enough else "bad", "free disk", f"{free:.1f} GiB{needs}")
+
+
+def _servers(run: RunConfig) -> Iterator[Finding]:
+    uri = tracking_uri(run)
+    if uri.startswith(("http://", "https://")):
+        yield _reached("MLflow", f"{uri.rstrip('/')}/health")
+    else:
+        yield Finding("good", "MLflow", f"a file: {uri}")
+    api = os.environ.get("PREFECT_API_URL")
+    if api:
+        yield _reached("Prefect", f"{api.rstrip('/')}/health")
+    else:
+        yield Finding("good", "Prefect", "embedded server, started when something is due")
+
+
+def _reached(name: str, address: str) -> Finding:
+    try:
+        with urllib.request.urlopen(address, timeout=ANSWER_S):
+            return Finding("good", name, f"{address} answers")
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        later = "metrics wait until it does" if name == "MLflow" else "a run will not start"
+        verdict: Verdict = "note" if name == "MLflow" else "bad"
+        return Finding(verdict, name, f"{address} does not answer ({reason}); {later}")

@@ -1,0 +1,112 @@
+"""Run files and overrides: read strictly, every mistake named with the nearest right word."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.config import (
+    RUNFILES,
+    RunConfig,
+    load_run,
+    sampling_of,
+    store_run,
+    table_of,
+    tracking_uri,
+)
+from videoldm_core.errors import UserError
+
+
+def test_every_committed_run_file_is_valid():
+    for path in RUNFILES.glob("*.yaml"):
+        assert table_of(load_run(path.stem)).stages
+
+
+def test_overrides_are_read_by_the_type_of_their_field():
+    overrides = [
+        "seed=7",
+        "name=2024",
+        "world.seconds=1e1",
+        "sample.prompt=no",
+        "sample.sampling.guidance.text=3",
+        "stages.temporal.steps=10",
+        "stages.temporal.optimizer.lr=1e-3",
+        "stages.interpolator.strides=[8, 2]",
+        "video.fps=8",
+        "out=12",
+    ]
+    run = load_run("tiny", overrides)
+    assert (run.seed, run.name, run.world.seconds, run.sample.prompt) == (7, "2024", 10.0, "no")
+    assert run.out == Path("12").absolute()
+    table = table_of(run)
+    assert table.stage("temporal").steps == 10
+    assert table.stage("temporal").optimizer.lr == 1e-3
+    assert table.stage("interpolator").strides == (8, 2)
+    assert table.video.fps == 8
+    assert sampling_of(run).guidance.text == 3.0
+    assert sampling_of(run).guidance.context == sampling_of(load_run("tiny")).guidance.context
+
+
+def test_an_override_leaves_the_other_fields_of_its_stage():
+    before, after = load_run("tiny"), load_run("tiny", ["stages.temporal.optimizer.lr=1e-3"])
+    one, other = table_of(before).stage("temporal"), table_of(after).stage("temporal")
+    assert one.optimizer.betas == other.optimizer.betas
+    assert one.model_copy(update={"optimizer": other.optimizer}) == other
+    assert table_of(before).stage("image") == table_of(after).stage("image")
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("sed=3", "unknown key 'sed'; did you mean 'seed'"),
+        ("world.video=3", "unknown key 'world.video'; did you mean 'videos'"),
+        ("zero_stage=7", "zero_stage = 7: Input should be 0, 1, 2 or 3"),
+        ("processes=0", "processes = 0: .* greater than or equal to 1"),
+        ("seed=many", "seed = 'many': .* valid integer"),
+        ("seed", "Override 'seed' is not of the form key=value"),
+        ("seed.of=3", "'seed' has no fields of its own"),
+        ("preset=tini", "Unknown preset 'tini'; did you mean 'tiny'"),
+        ("stages.temporl.steps=3", "Unknown stage 'temporl'; did you mean 'temporal'"),
+        ("stages.temporal.step=3", "stages.temporal: unknown key 'step'; did you mean 'steps'"),
+        ("stages.temporal.steps=few", "stages.temporal: steps = 'few'"),
+        ("video.fsp=3", "video: unknown key 'fsp'; did you mean 'fps'"),
+        ("sample.sampling.stps=3", "sample.sampling: unknown key 'stps'; did you mean 'steps'"),
+        ("videos=not/there", "videos = 'not/there' is not a folder"),
+        ("name=a/b", "name = 'a/b': String should match"),
+    ],
+)
+def test_a_wrong_override_is_one_sentence_with_the_nearest_key(override, sentence):
+    with pytest.raises(UserError, match=sentence) as error:
+        load_run("tiny", [override])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("preset: [", "Cannot read the run file .* as YAML"),
+        ("- tiny", "holds list; expected 'key: value' lines"),
+        ("name: x\nout: y\n", "preset"),
+    ],
+)
+def test_a_broken_run_file_is_one_sentence(tmp_path, text, sentence):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=sentence) as error:
+        load_run(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_run_file_names_the_nearest():
+    with pytest.raises(UserError, match="Unknown run file 'tinny'.*did you mean 'tiny'"):
+        load_run("tinny")
+
+
+def test_the_stored_config_gives_the_same_run_again(tmp_path):
+    run = load_run("tiny", [f"out={tmp_path}", "stages.temporal.steps=10"])
+    assert RunConfig.model_validate_json(store_run(run).read_text()) == run
+
+
+def test_tracking_goes_beside_the_run_unless_told_otherwise(tmp_path):
+    run = load_run("tiny", [f"out={tmp_path}"])
+    assert tracking_uri(run) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri(load_run("tiny", ["tracking_uri=http://one:5000"])) == "http://one:5000"

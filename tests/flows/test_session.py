@@ -1,0 +1,175 @@
+"""A whole run whose commands only write files: what is made, registered and shown."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flows.config import load_run
+from flows.dag import Made
+from flows.failures import StepsFailed
+from flows.launch import Command, StageCrashed
+from flows.prepare import Request as PrepareRequest
+from flows.registry import read_release
+from flows.session import sample_to, work
+from flows.tracking import Tracker
+from tests.flows.test_report import write_video
+from videoldm_core.errors import UserError
+from videoldm_core.job import load_job
+from videoldm_core.training.published import PublishedStage, describe_parts, write_published
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+class FakeLauncher:
+    """Answers every command at once with the files it would leave behind."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.broken: dict[str, Exception] = {}
+
+    def launch(self, command: Command, *, on_line, cancelled) -> None:
+        answer = {
+            "flows.prepare": self.prepare,
+            "videoldm_core.train": self.train,
+            "videoldm_core.generate": self.generate,
+        }
+        answer[command.module](command)
+
+    def prepare(self, command: Command) -> None:
+        request = PrepareRequest.model_validate_json(command.argument.read_text())
+        self.note(request.step)
+        out = request.run.out
+        places = {"text": "text_tower/config.json", "admission": "admission.json"}
+        path = out / places.get(request.step, f"{request.step}/0123/index.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+        request.answer.write_text(Made(output=path).model_dump_json())
+
+    def train(self, command: Command) -> None:
+        job = load_job(command.argument)
+        self.note(job.stage.name)
+        assert all(path.is_dir() for path in job.parts.values())
+        weights = job.out / "weights" / job.stage.trains[-1]
+        weights.mkdir(parents=True)
+        (weights / "model.safetensors").write_text(job.fingerprint())
+        lines = [{"time": 1.0, "total_steps": 2, "stage": job.stage.name}]
+        lines += [{"time": 2.0 + s, "step": s, "metrics": {"loss": 0.5}} for s in range(2)]
+        command.journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        published = {
+            "stage": job.stage,
+            "video": job.video,
+            "seed": job.seed,
+            "fingerprint": job.fingerprint(),
+            "parts": describe_parts(job.out, {weights.name: weights}, dict(job.parts)),
+            "parents": job.parents,
+            "data": {job.stage.reads: "d" * 64},
+            "step": 2,
+            "worth": (),
+            "versions": {},
+            "started": 0.0,
+            "finished": 10.0,
+            "process_seconds": 20.0,
+        }
+        write_published(job.out, PublishedStage.model_validate(published))
+
+    def generate(self, command: Command) -> None:
+        request = json.loads(command.argument.read_text())
+        self.note("sample")
+        write_video(Path(request["out"]))
+
+    def note(self, step: str) -> None:
+        self.ran.append(step)
+        if step in self.broken:
+            raise self.broken[step]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return load_run("tiny", [f"out={tmp_path / 'out'}", "price_per_process_hour=1"])
+
+
+STAGES = ["autoencoder", "image", "temporal", "predictor", "interpolator", "decoder"]
+STAGES += ["image_upscaler", "upscaler"]
+
+
+def test_a_run_makes_registers_and_reports_everything_once(run, capsys):
+    launcher = FakeLauncher()
+    work(run, launcher=launcher)
+    assert sorted(launcher.ran) == sorted(
+        ["videos", "admission", "text", "pixels", "latents", *STAGES, "sample"]
+    )
+    release = json.loads((run.out / "release.json").read_text())
+    assert set(release["stages"]) == set(STAGES)
+    assert release["version"] == 1
+    tracker = Tracker(uri=f"sqlite:///{run.out}/mlflow.db", experiment=run.name, out=run.out)
+    assert tracker.is_all_delivered()
+    with tracker.client_or_none() as client:
+        assert read_release(client, "demo").stages["temporal"].version == 1
+        version = client.get_model_version("demo-predictor", 1)
+        assert version.tags["parent.temporal"] == "demo-temporal/1"
+        assert version.tags["data.latents"] == "d" * 64
+        stage_run = client.get_run(tracker.run_id("predictor"))
+        assert stage_run.info.status == "FINISHED"
+        assert stage_run.data.metrics["process_hours"] == pytest.approx(20 / 3600)
+    page = (run.out / "report.html").read_text()
+    assert "demo-temporal v1" in page
+    assert "data:video/mp4;base64," in page
+    said = capsys.readouterr().out
+    assert str(run.out / "video.mp4") in said
+    assert f"mlflow ui --backend-store-uri sqlite:///{run.out}/mlflow.db" in said
+    assert f"PREFECT_HOME={run.out}/prefect prefect server start" in said
+
+    launcher.ran.clear()
+    work(run, launcher=launcher)
+    assert launcher.ran == []
+
+    shutil.rmtree(run.stage_folder("decoder"))
+    work(run, launcher=launcher)
+    assert launcher.ran == ["decoder", "sample"]
+    assert json.loads((run.out / "release.json").read_text())["version"] == 2
+
+
+def test_a_crashed_stage_is_named_and_the_same_command_goes_on(run):
+    launcher = FakeLauncher()
+    command = Command(module="m", argument=Path("j"), processes=2, log=Path("l"), journal=Path("j"))
+    launcher.broken["temporal"] = StageCrashed(command, 1, "the moon fell")
+    with pytest.raises(StepsFailed, match="step 'temporal' failed: .*\n?the moon fell"):
+        work(run, launcher=launcher)
+    assert {"decoder", "upscaler"} <= set(launcher.ran)
+    assert "predictor" not in launcher.ran
+    tracker = Tracker(uri=f"sqlite:///{run.out}/mlflow.db", experiment=run.name, out=run.out)
+    with tracker.client_or_none() as client:
+        assert client.get_run(tracker.run_id("temporal")).info.status == "FAILED"
+        assert client.get_run(tracker.run_id("cascade")).info.status == "FAILED"
+    launcher.broken.clear()
+    launcher.ran.clear()
+    work(run, launcher=launcher)
+    assert launcher.ran == ["temporal", "predictor", "interpolator", "sample"] or (
+        launcher.ran == ["temporal", "interpolator", "predictor", "sample"]
+    )
+
+
+def test_a_lone_mistake_of_the_user_is_one_sentence(run):
+    launcher = FakeLauncher()
+    launcher.broken["admission"] = UserError("No video can be used.")
+    with pytest.raises(UserError, match=r"^step 'admission': No video can be used\.$"):
+        work(run, launcher=launcher)
+
+
+def test_without_a_tracking_server_the_run_goes_on_and_is_registered_later(run):
+    away = run.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
+    launcher = FakeLauncher()
+    work(away, launcher=launcher)
+    assert (run.out / "video.mp4").exists()
+    assert json.loads((run.out / "release.json").read_text())["version"] is None
+    launcher.ran.clear()
+    work(run, launcher=launcher)
+    assert launcher.ran == []
+    assert json.loads((run.out / "release.json").read_text())["version"] == 1
+
+
+def test_sampling_needs_every_stage(run, tmp_path):
+    with pytest.raises(UserError, match="'autoencoder' is not trained .never finished.; train it"):
+        sample_to(run, tmp_path / "x.mp4", launcher=FakeLauncher())

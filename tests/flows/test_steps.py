@@ -1,0 +1,75 @@
+"""The graph of a run follows the stage table."""
+
+import pytest
+
+from flows.config import load_run, table_of
+from flows.dag import Step, ancestors, in_order
+from flows.launch.local import LocalLauncher
+from flows.stages import Foreman
+from flows.steps import cascade_steps, encoder_stage
+from flows.tracking import Tracker
+
+
+def steps_of(tmp_path, *overrides: str, table=None) -> dict[str, Step]:
+    run = load_run("tiny", [f"out={tmp_path}", *overrides])
+    tracker = Tracker(uri="sqlite://", experiment="x", out=tmp_path)
+    foreman = Foreman(
+        run=run, table=table or table_of(run), launcher=LocalLauncher(), tracker=tracker
+    )
+    return {step.name: step for step in cascade_steps(foreman)}
+
+
+def test_a_stage_needs_what_it_starts_from_and_the_store_it_reads(tmp_path):
+    steps, table = steps_of(tmp_path), table_of(load_run("tiny"))
+    for stage in table.stages:
+        assert set(steps[stage.name].needs) == {stage.reads, *stage.starts_from}
+
+
+def test_latents_wait_for_the_stage_that_trains_their_encoder(tmp_path):
+    steps, table = steps_of(tmp_path), table_of(load_run("tiny"))
+    assert encoder_stage(table) in steps["latents"].needs
+    assert "latents" not in ancestors(list(steps.values()), encoder_stage(table))
+
+
+def test_what_does_not_read_latents_does_not_wait_for_them(tmp_path):
+    steps = list(steps_of(tmp_path).values())
+    assert "latents" in ancestors(steps, "temporal")
+    assert "latents" not in ancestors(steps, "upscaler")
+    assert "latents" not in ancestors(steps, "decoder")
+
+
+def test_another_row_in_the_table_is_another_step(tmp_path):
+    table = table_of(load_run("tiny"))
+    slow = table.stage("interpolator").model_copy(update={"name": "slow", "strides": (2,)})
+    steps = steps_of(tmp_path, table=table.model_copy(update={"stages": (*table.stages, slow)}))
+    assert steps["slow"].needs == ("latents", "temporal")
+    assert "slow" in steps["release"].needs
+
+
+def test_the_report_comes_last(tmp_path):
+    steps = list(steps_of(tmp_path).values())
+    assert in_order(steps)[-1].name == "report"
+    assert ancestors(steps, "report") == {step.name for step in steps} - {"report"}
+
+
+def test_the_users_videos_are_not_filmed_and_their_change_is_noticed(tmp_path):
+    videos = tmp_path / "mine"
+    videos.mkdir()
+    (videos / "a.mp4").write_bytes(b"1")
+    before = steps_of(tmp_path, f"videos={videos}")
+    assert "videos" not in before
+    (videos / "b.mp4").write_bytes(b"2")
+    after = steps_of(tmp_path, f"videos={videos}")
+    assert before["admission"].settings != after["admission"].settings
+
+
+@pytest.mark.parametrize("change", ["processes=3", "zero_stage=0", "concurrent_stages=4"])
+def test_how_a_stage_is_computed_does_not_make_it_due(tmp_path, change):
+    assert (
+        steps_of(tmp_path)["temporal"].settings == steps_of(tmp_path, change)["temporal"].settings
+    )
+
+
+def test_a_changed_stage_changes_only_its_own_settings(tmp_path):
+    before, after = steps_of(tmp_path), steps_of(tmp_path, "stages.temporal.steps=9")
+    assert [n for n in before if before[n].settings != after[n].settings] == ["temporal"]

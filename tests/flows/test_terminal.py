@@ -1,0 +1,57 @@
+"""The display reads journals of every kind of command."""
+
+from io import StringIO
+
+from rich.console import Console
+
+from flows.dag import Step
+from flows.terminal import Terminal
+
+STEP = Step(name="temporal", title="train temporal", make=lambda attempt: None)
+
+
+def new_terminal(*, is_terminal: bool) -> Terminal:
+    return Terminal(Console(file=StringIO(), width=120, force_terminal=is_terminal))
+
+
+def bar_of(terminal: Terminal):
+    (bar,) = terminal._progress.tasks
+    return bar
+
+
+def test_a_bar_follows_the_journal_of_a_training():
+    terminal = new_terminal(is_terminal=True)
+    terminal.started(STEP)
+    terminal.line(STEP, {"time": 9e9, "total_steps": 40, "start": 0})
+    terminal.line(STEP, {"time": 9e9, "step": 10, "metrics": {"loss": 0.25}})
+    terminal.line(STEP, {"time": 9e9, "step": 10, "image": "x.png", "name": "x"})
+    bar = bar_of(terminal)
+    assert (bar.completed, bar.total, bar.fields["note"]) == (10, 40, "loss 0.2500")
+
+
+def test_what_an_earlier_launch_did_moves_the_bar_but_is_no_speed():
+    terminal = new_terminal(is_terminal=True)
+    terminal.started(STEP)
+    terminal.line(STEP, {"time": 1.0, "total_steps": 40})
+    terminal.line(STEP, {"time": 1.0, "step": 30, "metrics": {}})
+    assert bar_of(terminal).completed == 30
+    assert not bar_of(terminal).speed
+
+
+def test_a_bar_follows_the_parts_of_a_sampling():
+    terminal = new_terminal(is_terminal=True)
+    terminal.started(STEP)
+    terminal.line(STEP, {"time": 9e9, "what": "key frames", "done": 5, "total": 5})
+    terminal.line(STEP, {"time": 9e9, "what": "decoding", "done": 1, "total": 9})
+    bar = bar_of(terminal)
+    assert (bar.completed, bar.total, bar.fields["note"]) == (1, 9, "decoding")
+
+
+def test_without_a_terminal_there_is_one_line_per_finished_step():
+    terminal = new_terminal(is_terminal=False)
+    with terminal:
+        terminal.started(STEP)
+        terminal.line(STEP, {"time": 9e9, "step": 1, "metrics": {}})
+        terminal.finished(STEP, 65.0)
+    lines = terminal.console.file.getvalue().strip().splitlines()
+    assert lines == ["done         train temporal               1 min 05 s"]
