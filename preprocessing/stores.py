@@ -5,6 +5,7 @@ continues where the last one stopped, and adds what is new.
 """
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from preprocessing import recode
 from preprocessing.clips import Clip
 from preprocessing.decode import RESIZER
-from preprocessing.encode import encode_frames, load_frozen_encoder
+from preprocessing.encode import encode_side_by_side, load_frozen_encoder
 from preprocessing.isolation import Call, Outcome, Workers
 from preprocessing.shard import (
     DroppedClip,
@@ -106,13 +107,22 @@ def encode_latents(
 
     def make(clips: Sequence[Clip], workers: Workers) -> Iterator[tuple[int, Made]]:
         calls = [(*_source(request, clip), size) for clip in clips]
-        for place, frames in _isolated(workers, recode.frames_of_clip, clips, calls=calls):
-            if isinstance(frames, DroppedClip):
-                yield place, frames
-            else:
-                info = info_of(clips[place])
-                latents = encode_frames(vae, frames, in_bfloat16=in_bfloat16)
-                yield place, LatentClip(info=info, latents=latents, text=texts.of(info.caption))
+        places: deque[int] = deque()
+        dropped: list[tuple[int, Made]] = []
+
+        def decoded() -> Iterator[np.ndarray]:
+            for place, frames in _isolated(workers, recode.frames_of_clip, clips, calls=calls):
+                if isinstance(frames, DroppedClip):
+                    dropped.append((place, frames))
+                else:
+                    places.append(place)
+                    yield frames
+
+        for latents in encode_side_by_side(vae, decoded(), in_bfloat16=in_bfloat16):
+            place = places.popleft()
+            info = info_of(clips[place])
+            yield place, LatentClip(info=info, latents=latents, text=texts.of(info.caption))
+        yield from dropped
 
     return _make_store(request, identity, make)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DModel
 
-from preprocessing.encode import encode_frames, load_frozen_encoder
+from preprocessing.encode import encode_frames, encode_side_by_side, load_frozen_encoder
 from videoldm_core.errors import UserError
 
 
@@ -51,6 +51,19 @@ def test_the_same_clip_gives_the_same_bits(folder: Path):
     first = encode_frames(vae, frames, batch=4)
     assert first.tobytes() == encode_frames(vae, frames, batch=4).tobytes()
     assert first.tobytes() == encode_frames(load_frozen_encoder(folder), frames, batch=4).tobytes()
+
+
+def test_clips_encoded_side_by_side_come_in_order_with_the_same_bits_on_any_number_of_cores(
+    folder: Path, monkeypatch
+):
+    vae = load_frozen_encoder(folder)
+    clips = [_frames(count) for count in (9, 1, 4, 2, 7)]
+    threads = torch.get_num_threads()
+    side_by_side = [latents.tobytes() for latents in encode_side_by_side(vae, clips)]
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert side_by_side == [latents.tobytes() for latents in encode_side_by_side(vae, clips)]
+    assert [len(latents) for latents in encode_side_by_side(vae, clips)] == [9, 1, 4, 2, 7]
+    assert torch.get_num_threads() == threads
 
 
 def test_bfloat16_is_close_and_only_on_request(folder: Path):
