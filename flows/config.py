@@ -26,16 +26,16 @@ RUNFILES = Path(__file__).parent / "runfiles"
 class WorldConfig(Record):
     """The driving world that is filmed when the user brings no videos."""
 
-    videos: int = Field(36, ge=1)  # how many files
-    seconds: float = Field(8.0, gt=0)  # length of each
+    videos: int = Field(default=36, ge=1)  # how many files
+    seconds: float = Field(default=8.0, gt=0)  # length of each
 
 
 class SampleConfig(Record):
     """The video that is sampled when every stage is trained."""
 
     prompt: str = "a red car overtakes at night"
-    key_frames: int = Field(5, ge=2)  # before the interpolation passes
-    passes: int = Field(2, ge=0, le=2)  # of the interpolator
+    key_frames: int = Field(default=5, ge=2)  # before the interpolation passes
+    passes: int = Field(default=2, ge=0, le=2)  # of the interpolator
     seed: int = 0
     sampling: dict[str, Any] = {}  # changed fields of the core's SamplingConfig
 
@@ -51,17 +51,17 @@ class RunConfig(Record):
     videos: Path | None = None  # folder of the user's videos; None films the driving world
     world: WorldConfig = WorldConfig()
     seed: int = 0
-    processes: int = Field(1, ge=1)  # training processes of one stage
+    processes: int = Field(default=1, ge=1)  # training processes of one stage
     zero_stage: Literal[0, 1, 2, 3] = 2
     precision: Literal["fp32", "bf16"] = "fp32"
-    checkpoint_every: int = Field(100, ge=1)  # steps
-    evaluate_every: int = Field(200, ge=1)  # steps
-    concurrent_stages: int = Field(1, ge=1)  # stages trained at the same time
+    checkpoint_every: int = Field(default=100, ge=1)  # steps
+    evaluate_every: int = Field(default=200, ge=1)  # steps
+    concurrent_stages: int = Field(default=1, ge=1)  # stages trained at the same time
     tracking_uri: str | None = None  # MLflow server; None means a SQLite file in the run's folder
     video: dict[str, Any] = {}  # changed fields of the preset's video format
     stages: dict[str, dict[str, Any]] = {}  # stage name -> changed fields of its row
     sample: SampleConfig = SampleConfig()
-    price_per_process_hour: float = Field(0.0, ge=0)  # money, for the report
+    price_per_process_hour: float = Field(default=0.0, ge=0)  # money, for the report
 
     def stage_folder(self, stage: str) -> Path:
         """Where one stage's job, log, journal and weights are."""

@@ -7,8 +7,8 @@ import contextlib
 import fcntl
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,12 +75,19 @@ class Crew:
             raise
 
 
-def make_due(crew: Crew, steps: list[Step], *, only: tuple[str, ...] = ()) -> bool:
+def make_due(
+    crew: Crew,
+    steps: list[Step],
+    *,
+    only: tuple[str, ...] = (),
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> bool:
     """Makes every due step; False when everything was done before.
 
     Args:
         only: steps to make, with the data they need; the stages they need must be trained. Empty
             makes everything.
+        around: entered when something is due and nothing is in its way.
 
     Raises:
         StepsFailed: names every step that failed by itself.
@@ -96,7 +103,8 @@ def make_due(crew: Crew, steps: list[Step], *, only: tuple[str, ...] = ()) -> bo
     receipts = {step.name: crew.ledger.receipt(step.name) for step in steps}
     crew.terminal.plan(steps, due, {name: r.seconds for name, r in receipts.items() if r})
     if due:
-        _run_flow(crew, steps, due)
+        with around():
+            _run_flow(crew, steps, due)
     return bool(due)
 
 
@@ -139,7 +147,7 @@ def _run_flow(crew: Crew, steps: list[Step], due: dict[str, str]) -> None:
     from prefect.task_runners import ThreadPoolTaskRunner
 
     # a thread per step, because a waiting step holds its thread; the slots limit what trains
-    runner = ThreadPoolTaskRunner(max_workers=len(steps))
+    runner: Any = ThreadPoolTaskRunner(max_workers=len(steps))
     run_cascade = flow(name="run-cascade", flow_run_name=crew.run.name, task_runner=runner)(
         _submit_all
     )
@@ -170,7 +178,7 @@ def _submit_all(hidden: _Hidden) -> None:
 
     futures: dict[str, Any] = {}
     for step in steps:
-        named = task(make_step, name=step.title, task_run_name=step.title, persist_result=False)
+        named = task(name=step.title, task_run_name=step.title, persist_result=False)(make_step)
         futures[step.name] = named.submit(
             step.name, wait_for=[futures[need] for need in step.needs]
         )

@@ -5,6 +5,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.pretty import Pretty
@@ -53,8 +54,8 @@ def work(run: RunConfig, *, only: tuple[str, ...] = (), launcher: Launcher | Non
     with _session(run, launcher or LocalLauncher()) as session:
         crew = Crew(run=run, terminal=session.terminal)
         try:
-            with session.terminal, _told(session):
-                make_due(crew, session.steps, only=only)
+            with session.terminal:
+                make_due(crew, session.steps, only=only, around=partial(_told, session))
         except StepsFailed as error:
             _raise_lone_user_error(error)
         if not only:
@@ -105,13 +106,8 @@ def _session(run: RunConfig, launcher: Launcher) -> Iterator[Session]:
 
 @contextlib.contextmanager
 def _told(session: Session) -> Iterator[None]:
-    """Tells MLflow about the cascade's run while something is made; nothing when all is done."""
+    """Tells MLflow about the cascade's run while something is made."""
     tracker, run = session.foreman.tracker, session.run
-    if not due_steps(session.steps, Ledger(run.out)):
-        if not tracker.is_all_delivered():
-            tracker.deliver()
-        yield
-        return
     params = run.model_dump(mode="json", exclude={"stages", "sample", "world"})
     tracker.begin(CASCADE, params=params, tags={"git_commit": git_commit()})
     tracker.start_delivering()
@@ -147,7 +143,7 @@ def _raise_lone_user_error(error: StepsFailed) -> None:
 
 def _say_what_is_left(session: Session) -> None:
     tracker = session.foreman.tracker
-    if not tracker.is_all_delivered():
+    if not tracker.is_all_delivered() and not tracker.deliver():
         session.terminal.say(
             f"MLflow at {tracker.uri} has not taken everything ({tracker.problem}); "
             "the next command delivers the rest."

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ class FakeLauncher:
             "step": 2,
             "worth": (),
             "versions": {},
-            "started": 0.0,
+            "started": time.time(),
             "finished": 10.0,
             "process_seconds": 20.0,
         }

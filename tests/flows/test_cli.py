@@ -1,0 +1,120 @@
+"""What a user gets from the command line: help, one sentence per mistake, exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows import session
+from flows.cli import app
+from flows.failures import StepsFailed
+from videoldm_core.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ["run", "admit", "encode", "train", "sample", "doctor"]
+
+
+def videoldm(*words: str):
+    return CliRunner().invoke(app, list(words))
+
+
+def in_a_process(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.cli", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command):
+    result = videoldm(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: videoldm {command}" in result.output
+
+
+def test_help_waits_for_no_heavy_import():
+    heavy = "{'torch', 'prefect', 'mlflow', 'diffusers', 'matplotlib', 'av'}"
+    source = f"import sys, flows.cli; print(sorted({heavy} & set(sys.modules)))"
+    answer = subprocess.run(
+        [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "[]"
+
+
+def test_a_mistake_is_one_sentence_on_stderr_without_a_traceback():
+    result = in_a_process("run", "tiny", "sed=3")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    sentence = "error: the run file tiny.yaml: unknown key 'sed'; did you mean 'seed'?\n"
+    assert result.stderr == sentence
+
+
+def test_an_unknown_stage_is_named_with_the_nearest(tmp_path):
+    result = videoldm("train", "temporl", "tiny", f"out={tmp_path}")
+    assert result.exit_code == 2
+    assert result.stderr == "error: Unknown stage 'temporl'; did you mean 'temporal'?\n"
+
+
+def test_a_stage_whose_parent_is_missing_says_which_command_makes_it(tmp_path):
+    result = videoldm("train", "predictor", "tiny", f"out={tmp_path}")
+    assert result.exit_code == 2
+    assert "needs the stage 'autoencoder', which is not trained" in result.stderr
+    assert "videoldm train autoencoder" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "run.json"]
+
+
+def test_sampling_without_trained_stages_says_which_is_missing(tmp_path):
+    result = videoldm("sample", "tiny", f"out={tmp_path}")
+    assert result.exit_code == 2
+    assert "error: The stage 'autoencoder' is not trained" in result.stderr
+
+
+def test_an_output_folder_that_cannot_be_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = videoldm("run", "tiny", f"out={tmp_path / 'file' / 'run'}")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: Cannot write")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "LEAST_FREE_BYTES", 2**60)
+    result = videoldm("run", "tiny", f"out={tmp_path}")
+    assert result.exit_code == 2
+    assert "MiB free; a run needs at least" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "sentence"),
+    [
+        (StepsFailed({"temporal": RuntimeError("boom")}), 1, "step 'temporal' failed: boom"),
+        (UserError("The moon is full."), 2, "The moon is full."),
+        (KeyboardInterrupt(), 130, "stopped; the same command goes on from here."),
+        (OSError(28, "No space left on device", "x"), 2, "Cannot write 'x': No space left on"),
+    ],
+)
+def test_what_ends_a_run_becomes_a_sentence_and_a_code(monkeypatch, raised, code, sentence):
+    def fail(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(session, "work", fail)
+    result = videoldm("run", "tiny")
+    assert result.exit_code == code
+    assert result.stderr.startswith(f"error: {sentence}")
+
+
+def test_the_doctor_shows_everything_a_run_needs(tmp_path):
+    result = videoldm("doctor", "tiny", f"out={tmp_path}")
+    assert result.exit_code == 0, result.output
+    for looked_at in ("torch", "deepspeed", "cores", "memory", "free disk", "MLflow", "Prefect"):
+        assert looked_at in result.stdout
+
+
+def test_the_doctor_fails_where_a_run_would(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    (tmp_path / "file").write_text("")
+    result = videoldm("doctor", "tiny", f"out={tmp_path}", "tracking_uri=http://127.0.0.1:9")
+    assert result.exit_code == 1
+    assert "MLflow" in result.stdout
+    assert "metrics wait until it does" in result.stdout
+    assert "a run will not start" in result.stdout
