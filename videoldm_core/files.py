@@ -1,5 +1,6 @@
 """Files that are complete or absent: written under a temporary name, then renamed."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -23,7 +24,8 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder is a file, there is no part either
+            part.unlink(missing_ok=True)
         raise disk_error(path, error) from error
 
 

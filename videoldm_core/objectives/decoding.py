@@ -72,18 +72,26 @@ class DecodingTask:
     def decoder_loss(
         self, net: Any, batch: Batch, turn: Turn
     ) -> tuple[Tensor, dict[str, float]]:
-        """Reconstruction, plus the critic's opinion once it has started."""
+        """Reconstruction, plus the critic's opinion once it has started.
+
+        The losses are differentiated at the decoded frames first, and the decoder then by the sum of those
+        gradients: DeepSpeed allows one backward pass through an engine's output, and the adaptive weight
+        needs the two gradients apart.
+        """
         video = batch.clip.to(device_of(net))
         decoded = net(self._encode(video)).float()
         self._decoded = decoded.detach()
-        loss = self._reconstruction(decoded, video)
-        metrics = {"reconstruction": loss.mean().item()}
+        frames = self._decoded.clone().requires_grad_()
+        loss = self._reconstruction(frames, video)
+        (gradient,) = torch.autograd.grad(loss.sum(), frames)
+        metrics = {"loss": loss.mean().item()}
         if turn.step >= self.config.critic_starts_at:
-            opinion = -self.players[1].engine(decoded).float().mean(dim=(1, 2, 3))
+            opinion = -self.critic(frames).float().mean(dim=(1, 2, 3))
+            (by_critic,) = torch.autograd.grad(opinion.sum(), frames)
+            weight = self.config.critic_weight * adaptive_weight(gradient, by_critic)
+            gradient = gradient + weight[:, None, None, None, None] * by_critic
             metrics["opinion"] = opinion.mean().item()
-            weight = adaptive_weight(loss, opinion, decoded)
-            loss = loss + self.config.critic_weight * weight * opinion
-        return loss.mean(), metrics | {"loss": loss.mean().item()}
+        return (decoded * gradient).sum() / len(video), metrics
 
     def critic_loss(
         self, net: Any, batch: Batch, turn: Turn
@@ -125,14 +133,15 @@ class DecodingTask:
         return frames + self.config.temporal_weight * change.abs().mean(over)
 
 
-def adaptive_weight(reconstruction: Tensor, opinion: Tensor, decoded: Tensor) -> Tensor:
-    """How much the critic counts: |grad reconstruction| / |grad opinion|, per clip (b 1 1 1 -> b).
+def adaptive_weight(by_error: Tensor, by_critic: Tensor) -> Tensor:
+    """How much the critic counts per clip: |grad of the error| / |grad of the opinion|, (b).
 
     Deviation: the gradients are taken at the decoded frames, per clip, not at the last layer's weights
     over the batch (Esser 2021, Eq. 7). The ratio says the same, needs no weight that ZeRO-3 has
     partitioned, and is the same however a batch is split over processes.
+
+    Args:
+        by_error, by_critic: gradients at the decoded frames, b t c h w.
     """
-    (by_error,) = torch.autograd.grad(reconstruction.sum(), decoded, retain_graph=True)
-    (by_critic,) = torch.autograd.grad(opinion.sum(), decoded, retain_graph=True)
     ratio = by_error.flatten(1).norm(dim=1) / (by_critic.flatten(1).norm(dim=1) + 1e-4)
     return ratio.clamp(max=1e4)

@@ -102,6 +102,8 @@ def join_processes() -> None:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Without this DeepSpeed compiles a C++ extension at the first start on a CPU, if it finds a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
@@ -149,6 +151,8 @@ def full_tensors(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
 def full_moments(engine: Engine, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """Adam's moments of every parameter, whole, keyed "exp_avg/<name>"; a collective call."""
     moments = {}
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)  # ZeRO-3 answers for these alone; another player may have the turn
     for name, parameter in parameters.items():
         for moment in MOMENTS:
             moments[f"{moment}/{name}"] = _full_moment(engine, parameter, moment).cpu().clone()
@@ -160,6 +164,8 @@ def restore_moments(
 ) -> None:
     """Puts `full_moments` of a run after `steps` steps into a new engine, however it is sharded."""
     inner = _inner_optimizer(engine)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
     for group in inner.param_groups:
         for parameter in group["params"]:
             inner.state[parameter] = {

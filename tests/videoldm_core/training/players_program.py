@@ -1,0 +1,152 @@
+"""Run by the launcher on two processes: trains the same players under every ZeRO stage and saves the results.
+
+    torchrun ... players_program.py OUT ZERO_STAGE STEPS [resume]
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+from torch import distributed
+
+from videoldm_core.conditioning import FirstFrames
+from videoldm_core.data.loader import Batch
+from videoldm_core.models.discriminator import CriticConfig
+from videoldm_core.models.image import UNetConfig
+from videoldm_core.objectives.decoding import DecodingTask, TemporalDecoding
+from videoldm_core.objectives.denoising import Denoising, DenoisingTask, ScheduleConfig
+from videoldm_core.training.checkpoints import (
+    latest_checkpoint,
+    load_optimizers,
+    load_weights,
+    save_checkpoint,
+)
+from videoldm_core.training.ema import Ema
+from videoldm_core.training.engine import (
+    OptimizerConfig,
+    TorchEngine,
+    deepspeed_engine,
+    full_tensors,
+    join_processes,
+)
+from videoldm_core.training.loop import train
+
+GLOBAL_BATCH = 4
+
+
+def denoising_task(folder: Path) -> DenoisingTask:
+    """A predictor over a tiny frozen UNet."""
+    unet = UNetConfig(
+        widths=(16, 32), attention=(True, True), layers_per_block=1, heads=2, text=8, groups=8
+    )
+    if not (folder / "unet").exists():
+        unet.build(0).save_pretrained(folder / "unet")
+        ScheduleConfig(predicts="v_prediction").build().save(folder / "scheduler")
+    return DenoisingTask(
+        Denoising(alpha="scalar", given=FirstFrames()),
+        parts={"unet": folder / "unet", "scheduler": folder / "scheduler"},
+        trains=("temporal",),
+        frames=3,
+        strides=2,
+        crop=None,
+        null_text=torch.zeros(4, 8),
+        optimizer=OptimizerConfig(lr=1e-3),
+        seed=0,
+    )
+
+
+def decoding_task(folder: Path) -> DecodingTask:
+    """A decoder and its critic, which starts in the second step."""
+    if not (folder / "vae").exists():
+        torch.manual_seed(0)
+        AutoencoderKL(
+            block_out_channels=(16, 32),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=8,
+        ).save_pretrained(folder / "vae")
+    return DecodingTask(
+        TemporalDecoding(
+            critic=CriticConfig(width=8, layers=2), critic_starts_at=1, temporal_weight=1.0
+        ),
+        parts={"vae": folder / "vae"},
+        optimizer=OptimizerConfig(lr=1e-3),
+        seed=0,
+    )
+
+
+def batches(shape: tuple[int, ...], rank: int, world: int, start: int):
+    """The share of one process; the same global batches for any number of processes."""
+    share = GLOBAL_BATCH // world
+    step = start
+    while True:
+        g = torch.Generator().manual_seed(step)
+        clip = torch.randn(GLOBAL_BATCH, *shape, generator=g).clamp(-1, 1)
+        text = torch.randn(GLOBAL_BATCH, 4, 8, generator=g)
+        mine = slice(rank * share, (rank + 1) * share)
+        ids = torch.arange(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH)
+        yield Batch(
+            clip=clip[mine], text=text[mine], stride_index=ids[mine] % 2, sample_ids=ids[mine]
+        )
+        step += 1
+
+
+def run(out: Path, weights: Path, *, zero_stage: int | None, steps: int) -> None:
+    """Trains both tasks for `steps` steps in all (going on from a checkpoint) and saves what results."""
+    rank = distributed.get_rank() if distributed.is_initialized() else 0
+    world = distributed.get_world_size() if distributed.is_initialized() else 1
+    tasks = {
+        "denoising": (denoising_task(weights), (3, 4, 8, 12)),
+        "decoding": (decoding_task(weights), (3, 3, 16, 24)),
+    }
+    for name, (task, shape) in tasks.items():
+        folder = out / f"{name}_checkpoints"
+        found = latest_checkpoint(folder)
+        start = found[1] if found else 0
+        if found:
+            load_weights(found[0], task.players)
+        for player in task.players:
+            trainable = list(player.trainable.values())
+            if zero_stage is None:
+                player.engine = TorchEngine(player.module, trainable, player.optimizer, bf16=False)
+            else:
+                player.engine = deepspeed_engine(
+                    player.module,
+                    trainable,
+                    player.optimizer,
+                    zero_stage=zero_stage,
+                    local_batch=GLOBAL_BATCH // world,
+                    bf16=False,
+                )
+            player.ema = Ema(player.trainable, 0.9)
+        if found:
+            load_optimizers(found[0], task.players, start)
+        train(
+            task.players,
+            batches(shape, rank, world, start),
+            start=start,
+            steps=steps,
+            seed=0,
+            rate=lambda step: 1.0,
+            after_step=[],
+        )
+        save_checkpoint(folder, task.players, steps)
+        result = {}
+        for player in task.players:
+            result |= {f"{player.name}/{k}": t for k, t in full_tensors(player.trainable).items()}
+            result |= {f"{player.name}/ema/{k}": t for k, t in player.ema.full().items()}
+        if rank == 0:
+            save_file(result, out / f"{name}_{steps}.safetensors")
+
+
+if __name__ == "__main__":
+    join_processes()
+    program, weights, *requests = sys.argv
+    torch.use_deterministic_algorithms(True)
+    for request in requests:  # ZERO_STAGE:STEPS:OUT, one after the other in one start
+        stage, count, place = request.split(":", 2)
+        Path(place).mkdir(parents=True, exist_ok=True)
+        run(Path(place), Path(weights), zero_stage=int(stage), steps=int(count))
+    distributed.destroy_process_group()

@@ -1,0 +1,84 @@
+"""DeepSpeed on two real processes against one torch process, and checkpoints across both."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from players_program import denoising_task, decoding_task, run
+from safetensors.torch import load_file
+
+PROGRAM = Path(__file__).with_name("players_program.py")
+STEPS = 3
+
+
+def two_processes(weights: Path, *requests: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        + [str(PROGRAM), str(weights), *requests],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    return sum((a[k] - b[k]).square().sum().item() for k in a) ** 0.5
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    """One start of two processes: every ZeRO stage, and ZeRO-2 interrupted after 2 steps."""
+    torch.use_deterministic_algorithms(True)
+    folder = tmp_path_factory.mktemp("engines")
+    weights = folder / "weights"
+    weights.mkdir()
+    denoising_task(weights), decoding_task(weights)
+    plain = [f"{stage}:{STEPS}:{folder / f'zero{stage}'}" for stage in range(4)]
+    resumed = [f"{stage}:{steps}:{folder / f'resumed{stage}'}" for stage in (2, 3) for steps in (2, STEPS)]
+    # Another number of processes and another stage go on from what ZeRO-3 left after 2 steps.
+    two_processes(weights, *plain, *resumed, f"3:2:{folder / 'moved'}")
+    for name, steps in (("start", 0), ("torch", STEPS), ("moved", STEPS)):
+        (folder / name).mkdir(exist_ok=True)
+        run(folder / name, weights, zero_stage=None, steps=steps)
+    torch.use_deterministic_algorithms(False)
+    return folder
+
+
+@pytest.mark.parametrize("task", ["denoising", "decoding"])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_deepspeed_trains_as_one_torch_process_does(results, task, zero_stage):
+    expected = load_file(results / "torch" / f"{task}_{STEPS}.safetensors")
+    found = load_file(results / f"zero{zero_stage}" / f"{task}_{STEPS}.safetensors")
+    start = load_file(results / "start" / f"{task}_0.safetensors")
+    assert set(found) == set(expected)
+    # Compared with how far training moved: Adam turns rounding of a tiny gradient into a share of a step.
+    assert distance(found, expected) < 0.01 * distance(expected, start)
+
+
+@pytest.mark.parametrize("task", ["denoising", "decoding"])
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_restarted_run_ends_with_the_same_bits(results, task, zero_stage):
+    straight = load_file(results / f"zero{zero_stage}" / f"{task}_{STEPS}.safetensors")
+    resumed = load_file(results / f"resumed{zero_stage}" / f"{task}_{STEPS}.safetensors")
+    assert all(torch.equal(straight[k], resumed[k]) for k in straight)
+
+
+@pytest.mark.parametrize("task", ["denoising", "decoding"])
+def test_another_number_of_processes_goes_on_from_a_checkpoint(results, task):
+    expected = load_file(results / "torch" / f"{task}_{STEPS}.safetensors")
+    moved = load_file(results / "moved" / f"{task}_{STEPS}.safetensors")
+    start = load_file(results / "start" / f"{task}_0.safetensors")
+    assert distance(moved, expected) < 0.01 * distance(expected, start)
+
+
+def test_training_moves_the_weights_it_should(results):
+    start = denoising_task(results / "weights").players[0].trainable
+    end = load_file(results / "zero2" / f"denoising_{STEPS}.safetensors")
+    still = [k for k, p in start.items() if torch.equal(p.data, end[f"denoiser/{k}"])]
+    assert not [k for k in still if "context" not in k and "pyramid" not in k]
