@@ -6,6 +6,7 @@ sentence on a user's error. Imports what is slow only when a command needs it.
 
 import errno
 import functools
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -149,7 +150,12 @@ def doctor(runfile: RunFile = "tiny", overrides: Overrides = None) -> None:
 
 def main() -> None:
     """The entry point."""
+    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop is as orderly as a user's
     app()
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _work(config: RunConfig, *, only: tuple[str, ...] = ()) -> None:

@@ -17,7 +17,7 @@ from flows.config import RunConfig, store_run
 from flows.dag import Attempt, Ledger, Made, Receipt, Step, ancestors, due_steps, in_order
 from flows.failures import StepsFailed
 from flows.launch import Cancelled
-from flows.quiet import silence_prefect
+from flows.prefect_server import use_prefect
 from flows.slots import Slots
 from flows.terminal import Terminal
 from videoldm_core.errors import UserError
@@ -142,7 +142,9 @@ def locked(out: Path) -> Iterator[None]:
 
 def _run_flow(crew: Crew, steps: list[Step], due: dict[str, str]) -> None:
     store_run(crew.run)
-    silence_prefect(crew.run.out)
+    page = use_prefect(crew.run.out)
+    if page:
+        crew.terminal.say(f"Prefect's page while this runs: {page}")
     from prefect import flow
     from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -162,23 +164,29 @@ class _Hidden:
 
 
 def _submit_all(hidden: _Hidden) -> None:
-    from prefect import task
-    from prefect.states import Completed
+    from prefect import states, task
 
     crew, steps, due = hidden.carried
     by_name = {step.name: step for step in steps}
 
     def make_step(name: str) -> Any:
         if name not in due:
-            return Completed(
+            return states.Completed(
                 name="DoneBefore", message="its output is there and made from the same"
             )
-        receipt = crew.perform(by_name[name], place=list(by_name).index(name))
-        return Completed(message=f"took {receipt.seconds:.0f} s" if receipt else "found unchanged")
+        try:
+            receipt = crew.perform(by_name[name], place=list(by_name).index(name))
+        except Cancelled:
+            return states.Cancelled(message="the run was stopped")
+        return states.Completed(
+            message=f"took {receipt.seconds:.0f} s" if receipt else "found unchanged"
+        )
 
     futures: dict[str, Any] = {}
     for step in steps:
-        named = task(name=step.title, task_run_name=step.title, persist_result=False)(make_step)
+        named: Any = task(name=step.title, task_run_name=step.title, persist_result=False)(
+            make_step
+        )
         futures[step.name] = named.submit(
             step.name, wait_for=[futures[need] for need in step.needs]
         )
