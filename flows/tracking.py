@@ -6,7 +6,6 @@ training commands write.
 """
 
 import contextlib
-import re
 import subprocess
 import threading
 import time
@@ -14,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from flows.launch.journal import JournalReader, Line, first_line
+from flows.delivery import batches, describe, log_lines
+from flows.launch.journal import JournalReader, first_line
 from flows.quiet import silence_mlflow
 from videoldm_core.files import write_text_atomically
 from videoldm_core.records import Record
 
 CASCADE = "cascade"
-BATCH = 900  # metrics in one request; MLflow takes 1000
 RETRY_S = 20.0
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -167,12 +166,12 @@ class Tracker:
         run_id = self._tellings.runs[name].run_id or self._create_run(client, name)
         telling = self._tellings.runs[name]
         if telling.told != _content(telling):
-            _describe(client, run_id, telling)
+            describe(client, run_id, telling)
             self._remember(telling, told=_content(telling))
         if telling.journal:
             reader = JournalReader(telling.journal, telling.offset)
-            for lines in _batches(reader):
-                _log_lines(client, run_id, telling.journal.parent, lines)
+            for lines in batches(reader):
+                log_lines(client, run_id, telling.journal.parent, lines)
                 self._remember(telling, offset=reader.offset)
 
     def _create_run(self, client: Any, name: str) -> str:
@@ -247,7 +246,7 @@ def _same_attempt(telling: Telling, journal: Path | None) -> bool:
 
 
 def _content(telling: Telling) -> str:
-    """What `_describe` delivers, as text."""
+    """What `describe` delivers, as text."""
     return telling.model_dump_json(
         include={"params", "tags", "metrics", "artifacts", "status", "ended"}
     )
@@ -261,65 +260,6 @@ def _is_delivered(telling: Telling) -> bool:
         if telling.journal
         else True
     )
-
-
-def _describe(client: Any, run_id: str, telling: Telling) -> None:
-    from mlflow.entities import Metric, Param, RunTag
-
-    now_ms = int((telling.ended or telling.started) * 1000)
-    told = set(client.get_run(run_id).data.params)  # parameters of a run cannot change
-    client.log_batch(
-        run_id,
-        metrics=[Metric(_legal(key), value, now_ms, 0) for key, value in telling.metrics.items()],
-        params=[
-            Param(_legal(key), value)
-            for key, value in telling.params.items()
-            if _legal(key) not in told
-        ],
-        tags=[RunTag(_legal(key), value) for key, value in telling.tags.items()],
-    )
-    for path in telling.artifacts:
-        if path.exists():
-            client.log_artifact(run_id, str(path))
-    if telling.status == "RUNNING":
-        client.update_run(run_id, status="RUNNING")
-    else:
-        client.set_terminated(run_id, status=telling.status, end_time=now_ms)
-
-
-def _batches(reader: JournalReader) -> Iterator[list[Line]]:
-    """Lines in portions that fit one request; `reader.offset` is behind the portion just given."""
-    lines: list[Line] = []
-    size = 0
-    for line in reader.new_lines():
-        lines.append(line)
-        size += len(line.get("metrics", {}))
-        if size > BATCH - 100:
-            yield lines
-            lines, size = [], 0
-    if lines:
-        yield lines
-
-
-def _log_lines(client: Any, run_id: str, folder: Path, lines: list[Line]) -> None:
-    from mlflow.entities import Metric
-
-    metrics = [
-        Metric(_legal(name), float(value), int(line["time"] * 1000), int(line["step"]))
-        for line in lines
-        for name, value in line.get("metrics", {}).items()
-    ]
-    for start in range(0, len(metrics), BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
-    for line in lines:
-        image = folder / line["image"] if "image" in line else None
-        if image and image.is_file():
-            client.log_artifact(run_id, str(image), artifact_path="previews")
-
-
-def _legal(name: str) -> str:
-    """A name that MLflow takes."""
-    return re.sub(r"[^\w./: -]", "_", name)
 
 
 def _joined(old: Any, new: Any) -> Any:

@@ -6,28 +6,29 @@ mark in their environment: torchrun puts its workers into sessions of their own,
 process group would leave them holding accelerators.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-
-import psutil
+from pathlib import Path
 
 MARK = "VIDEOLDM_LAUNCH"
 
 
-def marked_processes(mark: str) -> list[psutil.Process]:
+def marked_processes(mark: str) -> list[int]:
     """Every live process that was started under `mark`, except the calling one."""
+    wanted = f"{MARK}={mark}".encode()
     found = []
-    for process in psutil.process_iter():
+    for entry in Path("/proc").glob("[0-9]*/environ"):
         try:
-            is_ours = process.pid != os.getpid() and process.environ().get(MARK) == mark
-            if is_ours and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.Error, OSError):  # gone meanwhile, or somebody else's
+            is_ours = wanted in entry.read_bytes().split(b"\0")  # empty once it has ended
+        except OSError:  # gone meanwhile, or somebody else's
             continue
+        if is_ours and int(entry.parent.name) != os.getpid():
+            found.append(int(entry.parent.name))
     return found
 
 
@@ -42,12 +43,10 @@ def end_marked(mark: str, grace_s: float) -> None:
         time.sleep(0.02)
 
 
-def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
+def _signal(processes: list[int], number: signal.Signals) -> None:
     for process in processes:
-        try:
-            process.send_signal(number)
-        except psutil.Error:
-            continue
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def _disregard(number: int, frame: object) -> None:

@@ -135,6 +135,12 @@ def test_delivering_in_the_background_needs_no_further_call(tracker, tmp_path):
     assert tracker.is_all_delivered()
 
 
+def test_a_stage_may_have_more_parameters_than_one_request_takes(tracker):
+    tracker.begin(CASCADE, params={f"p{i}": i for i in range(250)}, tags={})
+    assert tracker.deliver(), tracker.problem
+    assert len(run_of(tracker, CASCADE).data.params) == 250
+
+
 def test_a_long_journal_is_delivered_in_several_requests(tracker, tmp_path):
     journal = tmp_path / "journal.jsonl"
     write_journal(journal, range(1100))
