@@ -1,11 +1,11 @@
 """The embedded Prefect server outlives an interrupt, but not the command it serves."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -24,11 +24,9 @@ while True:
 
 
 def answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/api/health", timeout=5):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/api/health", timeout=5):
+        return True
+    return False
 
 
 def test_the_server_answers_after_an_interrupt_and_ends_with_a_killed_command(tmp_path):
