@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from videoldm_core.data.plan import Plan, Windows
 from videoldm_core.data.store import Store
@@ -54,7 +53,7 @@ def read_batch(
         clips.append(
             store.read_latents(sample, frames)
             if store.index.kind == "latents"
-            else _pixels(store.read_frames(sample, frames), resize_to)
+            else _pixels(store.read_frames(sample, frames, resize_to=resize_to))
         )
         texts.append(store.read_text(sample))
         strides.append(window.stride_index)
@@ -149,9 +148,6 @@ class Batches:
                 continue
 
 
-def _pixels(frames: Tensor, resize_to: tuple[int, int] | None) -> Tensor:
+def _pixels(frames: Tensor) -> Tensor:
     """uint8 (t h w c) to float (t c h w) in [-1, 1]."""
-    pixels = rearrange(frames, "t h w c -> t c h w").float()
-    if resize_to and pixels.shape[-2:] != resize_to:
-        pixels = interpolate(pixels, size=resize_to, mode="area")
-    return pixels.div_(127.5).sub_(1)
+    return rearrange(frames, "t h w c -> t c h w").float().div_(127.5).sub_(1)

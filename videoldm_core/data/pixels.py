@@ -10,7 +10,7 @@ made (preprocessing/decode.py).
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -94,8 +94,8 @@ class FrameCache:
     """The frames read last, up to a limit: a small store is decoded once, not every epoch."""
 
     def __init__(self, limit_bytes: int):
-        self._limit_bytes, self._bytes = limit_bytes, 0
-        self._frames: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        self.limit_bytes, self._bytes = limit_bytes, 0
+        self._frames: OrderedDict[tuple[Hashable, int], np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -104,26 +104,34 @@ class FrameCache:
         return self._bytes
 
     def read(
-        self, key: str, frames: Sequence[int], decode: Callable[[Sequence[int]], np.ndarray]
+        self,
+        key: Hashable,
+        frames: Sequence[int],
+        decode: Callable[[Sequence[int]], dict[int, np.ndarray]],
     ) -> np.ndarray:
-        """Frames of the clip `key`, uint8 (t h w 3); `decode` is asked for those not kept."""
+        """Frames of the clip `key`, uint8 (t h w 3).
+
+        Args:
+            decode: is asked for the frames that are not kept; may return others with them.
+        """
         with self._lock:
             found = {t: self._frames[key, t] for t in frames if (key, t) in self._frames}
             for t in found:
                 self._frames.move_to_end((key, t))
         missing = sorted(set(frames) - set(found))
         if missing:
-            # Copies: a kept view would keep the whole decoded batch alive.
-            found |= {t: frame.copy() for t, frame in zip(missing, decode(missing), strict=True)}
-            self._keep(key, {t: found[t] for t in missing})
+            decoded = decode(missing)
+            self._keep(key, decoded)
+            found |= decoded
         return np.stack([found[t] for t in frames])
 
-    def _keep(self, key: str, frames: dict[int, np.ndarray]) -> None:
+    def _keep(self, key: Hashable, frames: dict[int, np.ndarray]) -> None:
         with self._lock:
             for t, frame in frames.items():
-                if (key, t) not in self._frames and frame.nbytes <= self._limit_bytes:
-                    self._frames[key, t] = frame
+                if (key, t) not in self._frames and frame.nbytes <= self.limit_bytes:
+                    # A copy: a view would keep the whole decoded batch alive.
+                    self._frames[key, t] = frame.copy()
                     self._bytes += frame.nbytes
-            while self._bytes > self._limit_bytes:
+            while self._bytes > self.limit_bytes:
                 _, oldest = self._frames.popitem(last=False)
                 self._bytes -= oldest.nbytes

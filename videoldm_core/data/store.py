@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from videoldm_core.data.pixels import FrameCache, decode_clip_frames
 from videoldm_core.data.shards import (
@@ -30,7 +31,7 @@ from videoldm_core.data.shards import (
 from videoldm_core.data.storage import Storage, open_storage
 from videoldm_core.errors import ShardError, UserError
 
-FRAME_CACHE_BYTES = 512 << 20
+FRAME_CACHE_BYTES = 1 << 30
 OPEN_FILES = 256
 HEADER_BYTES = 128  # of every .npy in a shard: numpy pads headers as short as ours to 128
 WASTE_BYTES_PER_CALL = 64 << 10  # reading this much too much costs about as much as one more call
@@ -96,6 +97,7 @@ class Store:
         self._storage = storage
         self._files = _OpenFiles(self._open_shard)
         self._cache = FrameCache(frame_cache_bytes)
+        self._total_frames = sum(sample.frames for sample in samples)
 
     @property
     def identity(self) -> StoreIdentity:
@@ -116,14 +118,28 @@ class Store:
             rows[into] = span[np.asarray(frames[into]) - first]
         return torch.from_numpy(rows).float()
 
-    def read_frames(self, sample: Sample, frames: Sequence[int]) -> Tensor:
-        """Some frames of a pixel store's clip, uint8 (t h w c), RGB."""
+    def read_frames(
+        self, sample: Sample, frames: Sequence[int], *, resize_to: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Some frames of a pixel store's clip, uint8 (t h w c), RGB.
 
-        def decode(missing: Sequence[int]) -> np.ndarray:
+        Args:
+            resize_to: (height, width) to which they are averaged down; None: as stored.
+        """
+        size = resize_to or (self.identity.height_px, self.identity.width_px)
+
+        def decode(missing: Sequence[int]) -> dict[int, np.ndarray]:
             video = self._pread(sample, *self._member(sample, "mp4"))
-            return decode_clip_frames(video, missing, width_px=self.identity.width_px)
+            # Opening a clip costs about as much as decoding all of it: where everything can be
+            # kept, everything is decoded once.
+            wanted = range(sample.frames) if self._all_fit(size) else missing
+            decoded = decode_clip_frames(video, wanted, width_px=self.identity.width_px)
+            return dict(zip(wanted, _shrink(decoded, size), strict=True))
 
-        return torch.from_numpy(self._cache.read(sample.key, frames, decode))
+        return torch.from_numpy(self._cache.read((sample.key, size), frames, decode))
+
+    def _all_fit(self, size: tuple[int, int]) -> bool:
+        return self._total_frames * size[0] * size[1] * 3 <= self._cache.limit_bytes
 
     def read_text(self, sample: Sample) -> Tensor:
         """The caption's embedding, float32 (l d)."""
@@ -272,3 +288,12 @@ def _missing(path: str) -> ShardError:
     return ShardError(
         f"{path!r} is missing though {INDEX_NAME} names it; run the encode step again."
     )
+
+
+def _shrink(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 frames (t h w 3) averaged down to (height, width), rounded; unchanged when they have it."""
+    if frames.shape[1:3] == size:
+        return frames
+    planes = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    small = interpolate(planes, size=size, mode="area").round_().to(torch.uint8)
+    return small.permute(0, 2, 3, 1).contiguous().numpy()

@@ -65,7 +65,7 @@ def test_cache_decodes_each_frame_once_and_stays_within_its_limit():
 
     def decode(frames):
         asked.append(list(frames))
-        return np.stack([np.full((4, 4, 3), t, np.uint8) for t in frames])
+        return {t: np.full((4, 4, 3), t, np.uint8) for t in frames}
 
     cache = FrameCache(48 * 4)
     assert cache.read("a", [3, 1, 3], decode)[:, 0, 0, 0].tolist() == [3, 1, 3]
@@ -81,6 +81,6 @@ def test_cache_decodes_each_frame_once_and_stays_within_its_limit():
 
 def test_a_frame_larger_than_the_cache_is_still_read():
     cache = FrameCache(10)
-    frames = cache.read("a", [0], lambda _: np.ones((1, 4, 4, 3), np.uint8))
+    frames = cache.read("a", [0], lambda _: {0: np.ones((4, 4, 3), np.uint8)})
     assert frames.shape == (1, 4, 4, 3)
     assert cache.size_bytes == 0
