@@ -60,7 +60,7 @@ class Node:
 
 def graph(nodes: Sequence[Node]) -> str:
     """The steps as boxes, each in a column after all it needs; implied edges are left out."""
-    wide, tall, gap_x, gap_y = 150, 54, 44, 14
+    wide, tall, gap_x, gap_y = 142, 54, 28, 14
     needs = {node.name: set(node.needs) for node in nodes}
     columns = _columns(nodes)
     rows = {name: i for column in columns for i, name in enumerate(column)}
@@ -68,8 +68,7 @@ def graph(nodes: Sequence[Node]) -> str:
     tallest = max(len(column) for column in columns)
 
     def corner(name: str) -> tuple[float, float]:
-        offset = (tallest - len(columns[depth[name]])) / 2
-        return 4 + depth[name] * (wide + gap_x), 4 + (rows[name] + offset) * (tall + gap_y)
+        return 4 + depth[name] * (wide + gap_x), 4 + rows[name] * (tall + gap_y)
 
     parts = []
     for node in nodes:
@@ -140,7 +139,12 @@ def _columns(nodes: Sequence[Node]) -> list[list[str]]:
     columns: list[list[str]] = [[] for _ in range(max(depth.values()) + 1)]
     for name, column in depth.items():
         columns[column].append(name)
-    return columns
+    nearest = {node.name: len(columns) for node in nodes}
+    for node in nodes:
+        for need in node.needs:
+            nearest[need] = min(nearest[need], depth[node.name])
+    # what is needed far to the right goes below, so that its edges pass under other boxes
+    return [sorted(column, key=nearest.__getitem__) for column in columns]
 
 
 def _direct(name: str, needs: Mapping[str, set[str]]) -> list[str]:

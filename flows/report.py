@@ -14,7 +14,7 @@ from flows import charts
 from flows.config import RunConfig, tracking_uri
 from flows.dag import Ledger, Receipt, Step
 from flows.launch.journal import JournalReader
-from flows.summary import beaten_text, number, worth_rows
+from flows.summary import beaten_texts, measured, worth_rows
 from flows.terminal import duration
 from videoldm_core.files import write_text_atomically
 
@@ -33,7 +33,7 @@ def write_report(run: RunConfig, table: "Preset", steps: Sequence[Step]) -> Path
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters |= {"duration": duration, "number": number, "beaten": beaten_text}
+    environment.filters |= {"duration": duration, "beaten": beaten_texts}
     page = environment.get_template("report.html").render(_content(run, table, steps))
     path = run.out / "report.html"
     write_text_atomically(path, page)
@@ -55,9 +55,10 @@ def _content(run: RunConfig, table: "Preset", steps: Sequence[Step]) -> dict[str
         "seconds": sum(receipt.seconds for receipt in receipts.values()),
         "price": lambda seconds: _price(run, seconds),
         "worth": worth,
+        "measured": measured,
         "failed": sorted({row["stage"] for row in worth if not row["passed"]}),
         "admission": _json(run.out / "admission.json"),
-        "losses": {name: charts.curves(_metrics(run.stage_folder(name))) for name in names},
+        "losses": {name: _curves(run.stage_folder(name)) for name in names},
         "previews": {name: _previews(run.stage_folder(name)) for name in names},
         "video": _data_uri(run.out / "video.mp4", "video/mp4"),
         "strip": _strip(run.out / "video.mp4"),
@@ -90,10 +91,9 @@ def _nodes(
 def _cost_lines(run: RunConfig, receipt: Receipt | None) -> tuple[str, ...]:
     if receipt is None:
         return ("not made",)
-    hours = receipt.process_seconds / 3600
-    cost = f"{hours:.3f} process-hours"
-    price = _price(run, receipt.process_seconds)
-    return (duration(receipt.seconds), f"{cost}, {price}" if price else cost)
+    took, price = duration(receipt.seconds), _price(run, receipt.process_seconds)
+    cost = f"{receipt.process_seconds / 3600:.3f} process-hours"
+    return (f"{took}, price {price}" if price else took, cost)
 
 
 def _kind(step: Step, worth: list[dict[str, Any]]) -> str:
@@ -122,14 +122,21 @@ def _bars(steps: Sequence[Step], receipts: dict[str, Receipt]) -> list[tuple[str
     return [(title, r.started - first, r.seconds) for title, r in reversed(latest)]
 
 
-def _metrics(folder: Path) -> dict[str, list[charts.Point]]:
-    """Loss curves of a stage's journal; a step that was repeated after a restart counts once."""
-    series: dict[str, dict[float, float]] = {}
+def _curves(folder: Path) -> list[str]:
+    """Charts of a stage's journal: the losses in one, every other held-out metric in its own.
+
+    A step that was repeated after a restart counts once.
+    """
+    series: dict[str, dict[str, dict[float, float]]] = {}
     for line in JournalReader(folder / "journal.jsonl").new_lines():
         for name, value in line.get("metrics", {}).items():
-            if "loss" in name or name.startswith("heldout"):
-                series.setdefault(name, {})[line["step"]] = value
-    return {name: sorted(points.items()) for name, points in series.items()}
+            chart = "loss" if "loss" in name else name
+            if chart == "loss" or name.startswith("heldout"):
+                series.setdefault(chart, {}).setdefault(name, {})[line["step"]] = value
+    return [
+        charts.curves({name: sorted(points.items()) for name, points in curves.items()})
+        for _, curves in sorted(series.items(), key=lambda item: item[0] != "loss")
+    ]
 
 
 def _previews(folder: Path) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ from flows.dag import Attempt, Made, Step, in_order
 from flows.launch import Command
 from flows.registry import Release, register_release
 from flows.stages import Foreman
-from flows.summary import beaten_text, number, worth_rows
+from flows.summary import beaten_texts, measured, worth_rows
 from flows.tracking import CASCADE
 from videoldm_core.files import write_text_atomically
 
@@ -95,8 +95,8 @@ def _show_worth_in_prefect(rows: list[dict[str, Any]]) -> None:
             {
                 "stage": row["stage"],
                 "metric": row["metric"],
-                "value": number(row["value"][0]),
-                "against": beaten_text(row),
+                "value": measured(*row["value"]),
+                "against": ", ".join(beaten_texts(row)),
                 "worth": "passed" if row["passed"] else "failed",
             }
             for row in rows

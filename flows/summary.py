@@ -1,8 +1,12 @@
 """The last screen of a run: did every stage prove its worth, and where is everything."""
 
 import json
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from flows.config import RunConfig, tracking_uri
@@ -22,32 +26,36 @@ def worth_rows(run: RunConfig, table: "Preset") -> list[dict[str, Any]]:
     return rows
 
 
-def beaten_text(row: dict[str, Any]) -> str:
-    """What a row was measured against: "bilinear 21.3 ± 0.1, nearest 19.0 ± 0.2 (shown)"."""
-    return ", ".join(
-        f"{name} {number(mean)} ± {number(spread)}" + ("" if must_beat else " (shown)")
+def beaten_texts(row: dict[str, Any]) -> list[str]:
+    """What a row was measured against: "bilinear 21.34 ± 0.1", "nearest 19.02 (shown)"."""
+    return [
+        f"{name} {measured(mean, spread)}" + ("" if must_beat else " (shown)")
         for name, mean, spread, must_beat in row["baselines"]
-    )
+    ]
 
 
 def number(value: float) -> str:
     """A value with as many digits as matter."""
-    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def measured(mean: float, spread: float) -> str:
+    """A mean and its spread, which needs fewer digits and none when there is none."""
+    return f"{number(mean)} ± {spread:.1g}" if spread else number(mean)
 
 
 def show_summary(run: RunConfig, table: "Preset", terminal: Terminal) -> None:
     """Prints the worth table, the results and the commands that open the pages."""
     rows = worth_rows(run, table)
-    shown = Table(title="Does every stage prove its worth?", title_justify="left")
+    shown = Table(title="Does every stage prove its worth?", title_justify="left", box=SIMPLE)
     for column in ("stage", "metric", "value", "must beat", ""):
         shown.add_column(column)
     for row in rows:
-        mean, spread = row["value"]
         shown.add_row(
             row["stage"],
             f"{row['metric']} ({row['unit']})" if row["unit"] else row["metric"],
-            f"{number(mean)} ± {number(spread)}",
-            beaten_text(row),
+            measured(*row["value"]),
+            "\n".join(beaten_texts(row)),
             "[green]passed[/]" if row["passed"] else "[bold red]failed[/]",
         )
     if rows:
@@ -68,6 +76,17 @@ def _show_places(run: RunConfig, terminal: Terminal) -> None:
         if path.exists():
             terminal.say(f"{name + ':':<12}{path}")
     uri = tracking_uri(run)
-    server = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
-    terminal.say(f"{'MLflow:':<12}{server}")
-    terminal.say(f"{'Prefect:':<12}PREFECT_HOME={run.out / 'prefect'} prefect server start")
+    server = f"{_tool('mlflow')} ui --backend-store-uri {uri}"
+    terminal.say(f"{'MLflow:':<12}{server if uri.startswith('sqlite:') else uri}")
+    home = run.out / "prefect"
+    if home.is_dir():
+        terminal.say(f"{'Prefect:':<12}PREFECT_HOME={home} {_tool('prefect')} server start")
+
+
+def _tool(name: str) -> str:
+    """How this shell finds a program of our environment."""
+    beside = Path(sys.executable).with_name(name)
+    if shutil.which(name) or not beside.exists():
+        return name
+    inside = beside.is_relative_to(Path.cwd())
+    return str(beside.relative_to(Path.cwd()) if inside else beside)

@@ -49,8 +49,8 @@ class StageCrashed(Exception):
     def __init__(self, command: Command, exit_code: int, last_lines: str) -> None:
         self.exit_code = exit_code
         self.log = command.log
-        super().__init__(
-            f"{command.module} ended with exit code {exit_code}; "
-            f"its log is {command.log}, the last lines are:\n"
-            f"{last_lines}"
-        )
+        how = f"ended with exit code {exit_code}"
+        if exit_code > 128:
+            how = f"was ended by signal {exit_code - 128}"
+        said = f"the last lines are:\n{last_lines}" if last_lines else "it wrote nothing"
+        super().__init__(f"{command.module} {how}; its log is {command.log}, {said}")

@@ -93,6 +93,12 @@ def test_a_crash_names_the_log_and_shows_its_last_lines(tmp_path, monkeypatch):
     assert crash.value.exit_code == 1
 
 
+def test_a_killed_command_says_so(tmp_path, monkeypatch):
+    source = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    with pytest.raises(StageCrashed, match="was ended by signal 9; its log is .* wrote nothing"):
+        launch(command_running(tmp_path, source, monkeypatch=monkeypatch))
+
+
 def test_a_sentence_of_an_earlier_attempt_is_not_shown_again(tmp_path, monkeypatch):
     (tmp_path / "log.txt").write_text("error: an old one\n")
     with pytest.raises(StageCrashed):

@@ -120,7 +120,6 @@ def test_a_run_makes_registers_and_reports_everything_once(run, capsys):
     said = capsys.readouterr().out
     assert str(run.out / "video.mp4") in said
     assert f"mlflow ui --backend-store-uri sqlite:///{run.out}/mlflow.db" in said
-    assert f"PREFECT_HOME={run.out}/prefect prefect server start" in said
 
     launcher.ran.clear()
     work(run, launcher=launcher)
