@@ -1,7 +1,7 @@
 """What a stage is given besides noise, time and text; training and sampling end in the same functions.
 
 A given is drawn from a clean training clip by calling it with the clip. While sampling, earlier frames or a
-low-resolution video take the clip's place in `mark_known` and `degrade`.
+low-resolution video take the clip's place in `mark_known` and `LowResolution.degrade`.
 """
 
 from dataclasses import dataclass, replace
@@ -26,6 +26,16 @@ class Given:
     known: Tensor | None = None  # m, b t: which frames are given
     low_resolution: Tensor | None = None  # noisy, at the size of the frames, b t c h w (§3.4)
     noise_level: Tensor | None = None  # timestep of its noise, b
+    base: Tensor | None = None  # what the clip is diffused as a difference to, b t c h w
+    detail_scale: float = 1.0  # what that difference is multiplied by
+
+    def to_diffused(self, clip: Tensor) -> Tensor:
+        """The clip as noise is added to it."""
+        return clip if self.base is None else (clip - self.base) * self.detail_scale
+
+    def from_diffused(self, diffused: Tensor) -> Tensor:
+        """The clip that `to_diffused` maps to `diffused`."""
+        return diffused if self.base is None else self.base + diffused / self.detail_scale
 
     def without_context(self) -> "Given":
         """The same with every frame masked: the unconditional branch needs no learned token (§3.2)."""
@@ -94,6 +104,10 @@ class LowResolution(Record):
     kind: Literal["low_resolution"] = "low_resolution"
     factor: int = 4
     max_noise_timestep: int = 350  # tau_gamma is drawn below this
+    # None: the frames are diffused (the paper). A number: their difference to the enlarged low
+    # resolution, times this. Deviation: a model that is small and briefly trained then starts as
+    # bilinear enlargement, and only learns detail.
+    detail_scale: float | None = None
 
     def context_channels(self, channels: int) -> int:
         """Channels of c_S for frames of `channels` channels."""
@@ -103,7 +117,23 @@ class LowResolution(Record):
         """Gives each clip b t c h w shrunk by `factor`, with noise of a level drawn per clip."""
         low = shrink(clip, self.factor)
         level = rng.integers(0, self.max_noise_timestep)
-        return degrade(low, level, rng.normal(tuple(low.shape[1:])), self.factor, schedule)
+        return self.degrade(low, level, rng.normal(tuple(low.shape[1:])), schedule)
+
+    def degrade(self, low: Tensor, level: Tensor, noise: Tensor, schedule: NoiseSchedule) -> Given:
+        """c_gamma = alpha x_low + sigma eps, brought to the size of the frames (Eq. 5).
+
+        Args:
+            low: b t c h/f w/f.
+            level: tau_gamma per clip, (b); the model is told it, so that sampling may choose it.
+            noise: like `low`.
+        """
+        noisy = schedule.add_noise(low, noise.to(low), level.to(low.device))
+        return Given(
+            low_resolution=enlarge(noisy, self.factor),
+            noise_level=level.to(low.device),
+            base=None if self.detail_scale is None else enlarge(low, self.factor),
+            detail_scale=self.detail_scale or 1.0,
+        )
 
 
 AnyGiven = Annotated[
@@ -116,20 +146,6 @@ def mark_known(clip: Tensor, known: Tensor) -> Given:
     m = known.to(clip)[:, :, None, None, None]
     mask = m.expand(-1, -1, 1, *clip.shape[-2:])
     return Given(context=torch.cat([m * clip, mask], dim=2), known=known.to(clip.device))
-
-
-def degrade(
-    low: Tensor, level: Tensor, noise: Tensor, factor: int, schedule: NoiseSchedule
-) -> Given:
-    """c_gamma = alpha x_low + sigma eps, brought to the size of the frames (Eq. 5).
-
-    Args:
-        low: b t c h/f w/f.
-        level: tau_gamma per clip, (b); the model is told it, so that at sampling it may be chosen.
-        noise: like `low`.
-    """
-    noisy = schedule.add_noise(low, noise.to(low), level.to(low.device))
-    return Given(low_resolution=enlarge(noisy, factor), noise_level=level.to(low.device))
 
 
 def shrink(clip: Tensor, factor: int) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from videoldm_core.conditioning import KeyFrames
+from videoldm_core.conditioning import AnyGiven, KeyFrames, LowResolution
 from videoldm_core.errors import UserError
 from videoldm_core.models.image import load_vae
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
@@ -101,10 +101,9 @@ def load_cascade(
     vae = load_vae(parts["decoder"]["vae"])
     temporal = temporal_decoder_for(vae, seed=0)
     temporal.load(parts["decoder"]["temporal_decoder"])
-    objective = published["interpolator"].stage.objective
-    assert isinstance(objective, Denoising) and isinstance(objective.given, KeyFrames), (
-        "an interpolator is given key frames"
-    )
+    between, low = (_given(published[role]) for role in ("interpolator", "upscaler"))
+    assert isinstance(between, KeyFrames), "an interpolator is given key frames"
+    assert isinstance(low, LowResolution), "an upscaler is given a low resolution"
     cascade = Cascade(
         image=load_denoiser(parts["image"]).to(device),
         predictor=load_denoiser(parts["predictor"]).to(device),
@@ -112,10 +111,16 @@ def load_cascade(
         decoder=VideoDecoder(vae, temporal).eval().to(device),
         upscaler=load_denoiser(parts["upscaler"]).to(device),
         key_frames=published["predictor"].stage.frames,
-        every=objective.given.every,
-        upscale=published["image"].video.upscale,
+        every=between.every,
+        low_resolution=low,
     )
     return cascade, published
+
+
+def _given(published: PublishedStage) -> AnyGiven:
+    objective = published.stage.objective
+    assert isinstance(objective, Denoising), f"{published.stage.name} denoises"
+    return objective.given
 
 
 if __name__ == "__main__":

@@ -14,7 +14,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from videoldm_core.conditioning import Given, KeyFrames, degrade, mark_known, shrink
+from videoldm_core.conditioning import (
+    Given,
+    KeyFrames,
+    LowResolution,
+    enlarge,
+    mark_known,
+    shrink,
+)
 from videoldm_core.data.loader import Batch
 from videoldm_core.metrics.quality import flicker, psnr
 from videoldm_core.metrics.worth import Claim
@@ -292,7 +299,7 @@ class BeatsBilinear(Record):
     """The image upscaler: its best guess from pure noise, at full size."""
 
     kind: Literal["beats_bilinear"] = "beats_bilinear"
-    factor: int = 4
+    given: LowResolution = LowResolution()
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -312,12 +319,12 @@ class BeatsBilinear(Record):
         model = load_denoiser(evidence.parts)
 
         def quality(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
-            given = _low_resolution(model, batch.clip, self.factor)
+            given = _clean_low_resolution(self.given, model, batch.clip)
             noise = rng.normal(tuple(batch.clip.shape[1:]))
-            assert given.low_resolution is not None
+            bilinear = enlarge(shrink(batch.clip, self.given.factor), self.given.factor)
             return {
                 "image upscaler": psnr(_best_guess(model, noise, batch, given), batch.clip),
-                "bilinear": psnr(given.low_resolution, batch.clip),
+                "bilinear": psnr(bilinear, batch.clip),
             }
 
         return _over_seeds(evidence.heldout, quality)
@@ -327,7 +334,7 @@ class SteadierUpscaling(Record):
     """The video upscaler: flicker and best guess, against the image upscaler frame by frame."""
 
     kind: Literal["steadier_upscaling"] = "steadier_upscaling"
-    factor: int = 4
+    given: LowResolution = LowResolution()
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -355,7 +362,7 @@ class SteadierUpscaling(Record):
         alone = Denoiser(VideoUNet(model.net.unet), model.schedule, model.scale)
 
         def quality(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
-            given = _low_resolution(model, batch.clip, self.factor)
+            given = _clean_low_resolution(self.given, model, batch.clip)
             noise = rng.normal(tuple(batch.clip.shape[1:]))
             found = {}
             for name, denoiser in (("video upscaler", model), ("image upscaler", alone)):
@@ -411,13 +418,13 @@ def _best_guess(model: Denoiser, noise: Tensor, batch: Batch, given: Given) -> T
     timesteps = torch.full((len(noise),), model.schedule.timesteps - 1)
     label = batch.stride_index if model.told_pass else None
     prediction = predict(model.net, noise, timesteps, batch.text, given, label)
-    return model.schedule.clean_from(prediction, noise, timesteps)
+    return given.from_diffused(model.schedule.clean_from(prediction, noise, timesteps))
 
 
-def _low_resolution(model: Denoiser, clip: Tensor, factor: int) -> Given:
-    low = shrink(clip, factor)
+def _clean_low_resolution(given: LowResolution, model: Denoiser, clip: Tensor) -> Given:
+    low = shrink(clip, given.factor)
     level = torch.zeros(len(clip), dtype=torch.long)
-    return degrade(low, level, torch.zeros_like(low), factor, model.schedule)
+    return given.degrade(low, level, torch.zeros_like(low), model.schedule)
 
 
 def _error(prediction: Tensor, target: Tensor) -> Tensor:

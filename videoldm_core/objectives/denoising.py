@@ -197,12 +197,13 @@ class DenoisingTask:
 
     def _errors(self, net: Any, batch: Batch, rng: SampleRng) -> Tensor:
         device, schedule = device_of(net), self.model.schedule
-        clean = batch.clip.to(device) * self.model.scale
+        clip = batch.clip.to(device) * self.model.scale
         if self.crop is not None:
-            clean = random_patches(clean, self.crop, rng)
+            clip = random_patches(clip, self.crop, rng)
         timesteps = rng.integers(0, schedule.timesteps).to(device)
-        noise = rng.normal(tuple(clean.shape[1:])).to(device)
-        given = self.config.given(clean, rng, schedule)
+        noise = rng.normal(tuple(clip.shape[1:])).to(device)
+        given = self.config.given(clip, rng, schedule)
+        clean = given.to_diffused(clip)
         dropped = (rng.uniform() < self.config.text_dropout).to(device)
         text = torch.where(dropped[:, None, None], self.null_text.to(device), batch.text.to(device))
         prediction = predict(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videoldm_core.conditioning import Given, degrade, mark_known
+from videoldm_core.conditioning import Given, LowResolution, mark_known
 from videoldm_core.models.video_decoder import VideoDecoder
 from videoldm_core.objectives.denoising import Denoiser
 from videoldm_core.randomness import SampleRng
@@ -45,7 +45,7 @@ class Cascade:
     upscaler: Denoiser
     key_frames: int  # of the predictor's clip
     every: int  # distance of the key frames an interpolation pass is given
-    upscale: int
+    low_resolution: LowResolution  # what the upscaler is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,8 @@ class Sampling:
         self._progress("decoded and upscaled frames", total, total)
 
     def _upscale(self, low: Tensor, *, first: int) -> Tensor:
-        model, factor = self.cascade.upscaler, self.cascade.upscale
+        model, low_resolution = self.cascade.upscaler, self.cascade.low_resolution
+        factor = low_resolution.factor
         frames = range(first, first + low.shape[1])
         size = (model.channels, low.shape[-2] * factor, low.shape[-1] * factor)
         # Every frame has noise of its own, whichever portion it is computed in.
@@ -148,8 +149,8 @@ class Sampling:
             [self._frame_noise("low resolution", i, tuple(low.shape[2:])) for i in frames], dim=1
         )
         level = torch.tensor([self.config.upscale_noise_timestep])
-        given = degrade(low, level, blur.to(low), factor, model.schedule)
-        return self._run(
+        given = low_resolution.degrade(low, level, blur.to(low), model.schedule)
+        diffused = self._run(
             model,
             noise.to(low),
             given,
@@ -157,6 +158,7 @@ class Sampling:
             steps=self.config.upscale_steps,
             guidance=Guidance(),
         )
+        return given.from_diffused(diffused)
 
     def _denoise(
         self, model: Denoiser, noise: Tensor, given: Given, label: Tensor | None = None
