@@ -1,1 +1,3 @@
-"""The method: networks, objectives, the latent-shard format, training and sampling. Start at cascade.py."""
+"""The method: networks, objectives, the latent-shard format, training and sampling. Start at
+cascade.py.
+"""

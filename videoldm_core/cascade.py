@@ -1,6 +1,8 @@
-"""START HERE: the cascade as a table. Every stage is one row; a preset is the same table with other numbers.
+"""START HERE: the cascade as a table. Every stage is one row; a preset is the same table with other
+numbers.
 
-A row says which section of the paper it is, what it minimises, what it is given, where its weights start, which
+A row says which section of the paper it is, what it minimises, what it is given, where its weights
+start, which
 of them move, and which frames it sees. Nothing else in the project knows a stage by name.
 """
 
@@ -17,9 +19,7 @@ from videoldm_core.objectives.denoising import Denoising
 from videoldm_core.records import Record, nearest
 from videoldm_core.training.engine import OptimizerConfig
 
-AnyObjective = Annotated[
-    Autoencoding | Denoising | TemporalDecoding, Field(discriminator="kind")
-]
+AnyObjective = Annotated[Autoencoding | Denoising | TemporalDecoding, Field(discriminator="kind")]
 
 
 class VideoFormat(Record):

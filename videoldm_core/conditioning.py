@@ -1,6 +1,8 @@
-"""What a stage is given besides noise, time and text; training and sampling end in the same functions.
+"""What a stage is given besides noise, time and text; training and sampling end in the same
+functions.
 
-A given is drawn from a clean training clip by calling it with the clip. While sampling, earlier frames or a
+A given is drawn from a clean training clip by calling it with the clip. While sampling, earlier
+frames or a
 low-resolution video take the clip's place in `mark_known` and `LowResolution.degrade`.
 """
 
@@ -38,7 +40,7 @@ class Given:
         return diffused if self.base is None else self.base + diffused / self.detail_scale
 
     def without_context(self) -> "Given":
-        """The same with every frame masked: the unconditional branch needs no learned token (§3.2)."""
+        """The same with every frame masked: no learned token is needed for "nothing" (§3.2)."""
         if self.context is None or self.known is None:
             return self
         return replace(
@@ -136,13 +138,13 @@ class LowResolution(Record):
         )
 
 
-AnyGiven = Annotated[
-    Nothing | FirstFrames | KeyFrames | LowResolution, Field(discriminator="kind")
-]
+AnyGiven = Annotated[Nothing | FirstFrames | KeyFrames | LowResolution, Field(discriminator="kind")]
 
 
 def mark_known(clip: Tensor, known: Tensor) -> Given:
-    """c_S = (m * z, m) for frames b t c h w and m (b t): known frames, zeros elsewhere, and the mask (§3.2)."""
+    """c_S = (m * z, m) for frames b t c h w and m (b t): known frames, zeros elsewhere, and the
+    mask (§3.2).
+    """
     m = known.to(clip)[:, :, None, None, None]
     mask = m.expand(-1, -1, 1, *clip.shape[-2:])
     return Given(context=torch.cat([m * clip, mask], dim=2), known=known.to(clip.device))

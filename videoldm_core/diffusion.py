@@ -1,12 +1,11 @@
 """The diffusion process as plain formulas: noising, targets and their inverses. Knows no network.
 
-    z_tau = alpha_tau x + sigma_tau eps,   sigma^2 = 1 - alpha^2                       (§2)
-    target y = eps  or  v = alpha_tau eps - sigma_tau x                                (Eq. 1)
+z_tau = alpha_tau x + sigma_tau eps,   sigma^2 = 1 - alpha^2                       (§2)
+target y = eps  or  v = alpha_tau eps - sigma_tau x                                (Eq. 1)
 """
 
 from pathlib import Path
 
-import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
@@ -31,8 +30,8 @@ class NoiseSchedule:
         scheduler = DDIMScheduler.from_config(config)
         if scheduler.config.prediction_type not in PREDICTION_TYPES:
             raise UserError(
-                f"The noise schedule predicts {scheduler.config.prediction_type!r}; expected one of "
-                f"{', '.join(PREDICTION_TYPES)}. Use an image model trained with one of them."
+                f"The noise schedule predicts {scheduler.config.prediction_type!r}; expected "
+                f"{' or '.join(PREDICTION_TYPES)}. Use an image model trained with one of them."
             )
         self.config = dict(scheduler.config)
         self.predicts: str = scheduler.config.prediction_type

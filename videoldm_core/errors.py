@@ -1,4 +1,6 @@
-"""Errors that a user, a file or a cluster can cause; everything else is a bug and may show a traceback."""
+"""Errors that a user, a file or a cluster can cause; everything else is a bug and may show a
+traceback.
+"""
 
 
 class UserError(Exception):

@@ -43,7 +43,9 @@ def disk_error(path: Path, error: OSError) -> UserError:
 
 
 def publish_folder(part: Path, final: Path) -> None:
-    """Makes the complete folder `part` appear as `final` in one rename; an older `final` goes first."""
+    """Makes the complete folder `part` appear as `final` in one rename; an older `final` goes
+    first.
+    """
     if final.exists():
         shutil.rmtree(final)
     part.replace(final)

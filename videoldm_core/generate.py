@@ -91,10 +91,9 @@ def load_cascade(
     for role in ROLES:
         found = read_published(folders[role]) if role in folders else None
         if found is None:
+            where = f"not published in {str(folders[role])!r}" if role in folders else "not named"
             raise UserError(
-                f"Sampling needs a trained {role!r} stage; "
-                f"{'it is not published in ' + repr(str(folders[role])) if role in folders else 'none was named'}. "
-                f"Train it first."
+                f"Sampling needs a trained {role!r} stage, which is {where}. Train it first."
             )
         published[role] = found
     parts = {role: part_paths(folders[role]) for role in ROLES}

@@ -1,4 +1,4 @@
-"""One training job as a file: what the launcher writes and `python -m videoldm_core.train` reads."""
+"""One training job as a file: the launcher writes it, `python -m videoldm_core.train` reads it."""
 
 import hashlib
 import json
@@ -47,7 +47,9 @@ class Job(Record):
         return path
 
     def fingerprint(self) -> str:
-        """Identity of everything that decides the weights; how the work is split over processes does not."""
+        """Identity of everything that decides the weights; how the work is split over processes
+        does not.
+        """
         decides = self.model_dump(
             mode="json", include={"stage", "video", "parents", "seed", "precision"}
         )

@@ -31,6 +31,4 @@ def build_task(job: Job, null_text: Tensor) -> Task:
         )
     if isinstance(objective, Autoencoding):
         return AutoencodingTask(objective, optimizer=stage.optimizer, seed=job.seed)
-    return DecodingTask(
-        objective, parts=job.parts, optimizer=stage.optimizer, seed=job.seed
-    )
+    return DecodingTask(objective, parts=job.parts, optimizer=stage.optimizer, seed=job.seed)

@@ -1,4 +1,5 @@
-"""Trains one stage: `python -m videoldm_core.train job.json`, on each process that the launcher starts.
+"""Trains one stage: `python -m videoldm_core.train job.json`, on each process that the launcher
+starts.
 
 The same command resumes from the last complete checkpoint. When it ends well, stage.json is there.
 """
@@ -15,13 +16,12 @@ from torch import Tensor, distributed
 
 from videoldm_core.data.loader import Batch, Batches, read_batch
 from videoldm_core.data.plan import Plan, Windows
-from videoldm_core.data.store import Store, open_store
+from videoldm_core.data.store import open_store
 from videoldm_core.errors import UserError
 from videoldm_core.files import disk_error
 from videoldm_core.job import Job, load_job
-from videoldm_core.metrics.proofs import Evidence
+from videoldm_core.metrics.measuring import Evidence
 from videoldm_core.metrics.worth import WorthRow, gather_series
-from videoldm_core.objectives.task import Task
 from videoldm_core.tasks import build_task
 from videoldm_core.training import actions
 from videoldm_core.training.checkpoints import (
@@ -163,7 +163,7 @@ class StageRun:
         )
 
     def _publish(self) -> None:
-        """Saves the averages as every reader will load them, judges what was saved, then publishes."""
+        """Saves the averages as readers load them, judges what was saved, then publishes."""
         job = self.job
         weights = job.out / "weights"
         averages = {player.name: player.ema.full() for player in self.task.players}

@@ -16,7 +16,8 @@ class CriticConfig(Record):
 class PatchDiscriminator3D(nn.Module):
     """Scores overlapping space-time patches of a video as real (> 0) or decoded (< 0).
 
-    Kernels (3, 4, 4) with stride (1, 2, 2), LeakyReLU 0.2, weights N(0, 0.02): PatchGAN (Isola 2017)
+    Kernels (3, 4, 4) with stride (1, 2, 2), LeakyReLU 0.2, weights N(0, 0.02): PatchGAN (Isola
+    2017)
     in three dimensions. Deviation: group instead of batch norm, which is wrong for the small
     batches that videos allow and differs between numbers of processes.
     """

@@ -1,4 +1,6 @@
-"""Image models: diffusers modules, built small from a config or loaded from a folder, never modified."""
+"""Image models: diffusers modules, built small from a config or loaded from a folder, never
+modified.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -94,8 +96,10 @@ def latent_scale(vae_folder: Path) -> float:
 
 def _load(kind: Any, folder: Path) -> Any:
     try:
-        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False).eval()
-    except (OSError, ValueError, RuntimeError, EnvironmentError) as error:
+        return kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+        ).eval()
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"Cannot load {kind.__name__} from {str(folder)!r}: {reason} "

@@ -1,4 +1,4 @@
-"""Where temporal layers stand in a diffusers UNet or decoder; reads the modules, changes nothing."""
+"""Where temporal layers stand in a diffusers UNet or decoder; reads modules, changes nothing."""
 
 from dataclasses import dataclass
 

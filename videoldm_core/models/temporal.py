@@ -1,6 +1,8 @@
-"""The temporal layers phi that turn an image model into a video model (§3.1; method of the released totals).
+"""The temporal layers phi that turn an image model into a video model (§3.1; method of the released
+totals).
 
-Every layer is made so that before training it changes nothing: the last matrix of each branch is zero.
+Every layer is made so that before training it changes nothing: the last matrix of each branch is
+zero.
 Layers know nothing of the UNet they stand in; video_unet.py calls them by the name of their place.
 """
 
@@ -18,7 +20,7 @@ class Mixer(nn.Module):
     A clamped raw alpha starting at 1 gives the temporal layer no gradient, and can stay pinned.
 
     Args:
-        frames: one alpha per frame of a fixed-length clip (driving); None: one for all (any length).
+        frames: one alpha per frame of a clip of fixed length (driving); None: one for any length.
         logit: start value; 0.5 gives alpha = 0.62 as in the authors' later code.
     """
 
@@ -121,7 +123,8 @@ class Attention(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """Attention over the frames of one position, then over the text; inside the spatial transformer (§3.1).
+    """Attention over the frames of one position, then over the text; inside the spatial transformer
+    (§3.1).
 
     Args:
         channels: of the tokens.
@@ -138,7 +141,10 @@ class TemporalTransformer(nn.Module):
             nn.Linear(channels, 4 * channels), nn.SiLU(), zeroed(nn.Linear(4 * channels, channels))
         )
         self.norm_in, self.ff_in = nn.LayerNorm(channels), FeedForward(channels)
-        self.norm_self, self.attn_self = nn.LayerNorm(channels), Attention(channels, channels, heads)
+        self.norm_self, self.attn_self = (
+            nn.LayerNorm(channels),
+            Attention(channels, channels, heads),
+        )
         self.norm_text = nn.LayerNorm(channels) if text else None
         self.attn_text = Attention(channels, text, heads) if text else None
         self.norm_out, self.ff_out = nn.LayerNorm(channels), FeedForward(channels)

@@ -1,6 +1,7 @@
 """phi: all temporal layers of one video model, in one module that is saved alone (§3.1).
 
-Keyed by place in the UNet, so the same phi goes under any image model of the same shape: a DreamBooth
+Keyed by place in the UNet, so the same phi goes under any image model of the same shape: a
+DreamBooth
 fine-tune is another backbone under the same file.
 """
 
@@ -23,7 +24,9 @@ CONTEXT_WIDTH = 32
 class TemporalConfig(Record):
     """What phi is made of beyond the shape of the image model it stands in."""
 
-    frames_in_alpha: int | None = None  # one alpha per frame of clips this long (driving); None: scalar
+    frames_in_alpha: int | None = (
+        None  # one alpha per frame of clips this long (driving); None: scalar
+    )
     text: bool = True  # cross-attention to the text in the temporal transformers
     context_channels: int = 0  # channels of c_S = (m * z, m); 0: not given any context (§3.2)
     labels: int = 0  # values of the label the temporal layers see (interpolator: 2 passes); 0: none
@@ -111,9 +114,11 @@ class TemporalLayers(nn.Module):
         save_file(tensors, folder / "temporal.safetensors")
 
     def load(self, folder: Path) -> None:
-        """Takes the weights in `folder`; what the folder's model did not have keeps its start value.
+        """Takes the weights in `folder`; what the folder's model did not have keeps its start
+        value.
 
-        A predictor started from a text-to-video phi adds the context pyramid, nothing else: any other
+        A predictor started from a text-to-video phi adds the context pyramid, nothing else: any
+        other
         difference is an error.
 
         Raises:
@@ -144,7 +149,7 @@ def _is_conditioning(key: str) -> bool:
 
 
 def initialised(layers: TemporalLayers, seed: int) -> TemporalLayers:
-    """The same layers with start values that depend on `seed` alone, not on torch's global state."""
+    """The same layers with start values that depend on `seed` alone, not on global state."""
     generator = torch.Generator().manual_seed(seed)
     for module in layers.modules():
         if isinstance(module, (nn.Linear, nn.Conv3d, nn.Conv2d)) and module.weight.any():

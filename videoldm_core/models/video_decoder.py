@@ -1,6 +1,7 @@
 """The video decoder: an untouched image decoder walked with temporal ResBlocks in between (§3.1.1).
 
-Before training it decodes each frame as the image decoder does. The encoder is not part of it: it stays
+Before training it decodes each frame as the image decoder does. The encoder is not part of it: it
+stays
 frozen so that the latents of every other stage keep their meaning.
 """
 
@@ -18,7 +19,9 @@ from videoldm_core.models.weights import check_keys, read_tensors
 
 
 class TemporalDecoderLayers(nn.Module):
-    """The temporal layers of a decoder: a ResBlock per place, and a convolution over time at the end."""
+    """The temporal layers of a decoder: a ResBlock per place, and a convolution over time at the
+    end.
+    """
 
     def __init__(self, places: list[Place], *, groups: int, channels: int = 3) -> None:
         super().__init__()
@@ -103,7 +106,9 @@ class VideoDecoder(nn.Module):
 
 
 def temporal_decoder_for(vae: AutoencoderKL, *, seed: int) -> TemporalDecoderLayers:
-    """New temporal layers for every place in the decoder, initialised so that they change nothing yet."""
+    """New temporal layers for every place in the decoder, initialised so that they change nothing
+    yet.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return TemporalDecoderLayers(

@@ -1,4 +1,5 @@
-"""The video UNet: an explicit walk over an untouched diffusers UNet, temporal layers in between (§3.1).
+"""The video UNet: an explicit walk over an untouched diffusers UNet, temporal layers in between
+(§3.1).
 
 With no temporal layers, or with alpha = 1, the walk is the image model frame by frame, to the bit.
 """
@@ -73,7 +74,7 @@ class VideoUNet(nn.Module):
             temporal_text: for the temporal layers; None: the same (§4.3: DreamBooth differs).
             context: c_S = (m * z, m), b t c+1 h w (§3.2).
             label: what the temporal layers are told beside time, (b) (interpolator: which pass).
-            noise_level: class label of the image model, (b) (upscaler: noise of the low resolution).
+            noise_level: class label of the image model, (b) (upscaler: noise of low resolution).
 
         Returns:
             b t c h w.
@@ -191,7 +192,8 @@ class VideoUNet(nn.Module):
             h = rearrange(attention.proj_in(h), "n c h w -> n (h w) c")
         for k, inner in enumerate(attention.transformer_blocks):
             h = self._tokens(inner, transformer_name(block, j, k), h, given)
-        # Contiguous, as diffusers has it: another memory layout takes other kernels, with other rounding.
+        # Contiguous, as diffusers has it: another memory layout takes other kernels, with other
+        # rounding.
         if attention.use_linear_projection:
             h = _as_image(attention.proj_out(h), height, width).contiguous()
         else:
@@ -221,7 +223,7 @@ def _as_image(tokens: Tensor, height: int, width: int) -> Tensor:
 def temporal_layers_for(
     unet: UNet2DConditionModel, config: TemporalConfig, *, seed: int
 ) -> TemporalLayers:
-    """New temporal layers for every place in `unet`, initialised so that they change nothing yet."""
+    """New temporal layers for every place in `unet`; at first they change nothing."""
     layers = TemporalLayers(
         unet_places(unet),
         config,

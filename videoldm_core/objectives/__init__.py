@@ -1,1 +1,1 @@
-"""What a stage minimises: the players it trains and their losses. A stage row names one of these."""
+"""What a stage minimises: the players it trains and their losses. A stage row names one."""

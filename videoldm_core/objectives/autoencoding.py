@@ -35,7 +35,7 @@ class ReconstructingAutoencoder(nn.Module):
         self.vae = vae
 
     def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps frames n 3 H W in [-1, 1] and noise n c h w to (reconstruction, KL per frame (n))."""
+        """Maps frames n 3 H W in [-1, 1] and noise n c h w to (reconstruction, KL (n))."""
         posterior = self.vae.encode(frames).latent_dist
         latents = posterior.mean + posterior.std * noise
         return self.vae.decode(latents).sample, posterior.kl()
@@ -73,7 +73,9 @@ class AutoencodingTask:
         return {"psnr": psnr(decoded.float(), frames).view(clips, -1).mean(dim=1)}
 
     def finish(self, batches: Iterator[Batch]) -> None:
-        """Sets the factor that brings latents of training frames to deviation 1 (Rombach 2022, §3.1)."""
+        """Sets the factor that brings latents of training frames to deviation 1 (Rombach 2022,
+        §3.1).
+        """
         device = device_of(self.vae)
         with torch.no_grad():
             latents = [
@@ -86,9 +88,7 @@ class AutoencodingTask:
         self.vae.save_pretrained(folder / "vae")
         return ["vae"]
 
-    def _reconstruct(
-        self, net: Any, batch: Batch, rng: SampleRng
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _reconstruct(self, net: Any, batch: Batch, rng: SampleRng) -> tuple[Tensor, Tensor, Tensor]:
         frames = rearrange(batch.clip, "b t c h w -> (b t) c h w").to(device_of(net))
         factor = 2 ** (len(self.config.network.widths) - 1)
         height, width = frames.shape[-2] // factor, frames.shape[-1] // factor

@@ -30,7 +30,9 @@ class TemporalDecoding(Record):
 
 
 class DecodingTask:
-    """Trains a video decoder and its critic in turn; the encoder is frozen and its latents are the input."""
+    """Trains a video decoder and its critic in turn; the encoder is frozen and its latents are the
+    input.
+    """
 
     def __init__(
         self,
@@ -54,7 +56,8 @@ class DecodingTask:
             Player(
                 name="decoder",
                 module=decoder,
-                # post_quant_conv belongs to the latents' side and stays as the image decoder has it.
+                # post_quant_conv belongs to the latents' side and stays as the image decoder has
+                # it.
                 trainable=trainable_parameters(decoder, [decoder.decoder, self.temporal]),
                 loss=self.decoder_loss,
                 optimizer=optimizer,
@@ -69,13 +72,13 @@ class DecodingTask:
             ),
         ]
 
-    def decoder_loss(
-        self, net: Any, batch: Batch, turn: Turn
-    ) -> tuple[Tensor, dict[str, float]]:
+    def decoder_loss(self, net: Any, batch: Batch, turn: Turn) -> tuple[Tensor, dict[str, float]]:
         """Reconstruction, plus the critic's opinion once it has started.
 
-        The losses are differentiated at the decoded frames first, and the decoder then by the sum of those
-        gradients: DeepSpeed allows one backward pass through an engine's output, and the adaptive weight
+        The losses are differentiated at the decoded frames first, and the decoder then by the sum
+        of those
+        gradients: DeepSpeed allows one backward pass through an engine's output, and the adaptive
+        weight
         needs the two gradients apart.
         """
         video = batch.clip.to(device_of(net))
@@ -93,9 +96,7 @@ class DecodingTask:
             metrics["opinion"] = opinion.mean().item()
         return (decoded * gradient).sum() / len(video), metrics
 
-    def critic_loss(
-        self, net: Any, batch: Batch, turn: Turn
-    ) -> tuple[Tensor, dict[str, float]]:
+    def critic_loss(self, net: Any, batch: Batch, turn: Turn) -> tuple[Tensor, dict[str, float]]:
         """Hinge loss on the real clip and on what the decoder made of it in its own turn."""
         assert self._decoded is not None, "the decoder plays before its critic"
         video = batch.clip.to(device_of(net))
@@ -136,7 +137,8 @@ class DecodingTask:
 def adaptive_weight(by_error: Tensor, by_critic: Tensor) -> Tensor:
     """How much the critic counts per clip: |grad of the error| / |grad of the opinion|, (b).
 
-    Deviation: the gradients are taken at the decoded frames, per clip, not at the last layer's weights
+    Deviation: the gradients are taken at the decoded frames, per clip, not at the last layer's
+    weights
     over the batch (Esser 2021, Eq. 7). The ratio says the same, needs no weight that ZeRO-3 has
     partitioned, and is the same however a batch is split over processes.
 

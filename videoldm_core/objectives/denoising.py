@@ -95,7 +95,9 @@ def predict(
     given: Given,
     label: Tensor | None = None,
 ) -> Tensor:
-    """The network's prediction for z_tau (b t c h w), in float32; training and sampling both call this."""
+    """The network's prediction for z_tau (b t c h w), in float32; training and sampling both call
+    this.
+    """
     if given.low_resolution is not None:
         noisy = torch.cat([noisy, given.low_resolution], dim=2)
     return net(

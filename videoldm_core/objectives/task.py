@@ -1,4 +1,6 @@
-"""An objective bound to networks: what the loop trains, what is published, what is measured on the way."""
+"""An objective bound to networks: what the loop trains, what is published, what is measured on the
+way.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

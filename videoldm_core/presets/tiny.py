@@ -1,15 +1,18 @@
-"""The cascade at 1/8 of the paper's text-to-video size: every stage trains on two CPU cores in about a minute.
+"""The cascade at 1/8 of the paper's text-to-video size: every stage trains on two CPU cores in
+about a minute.
 
-40x64 base frames at 16 per second (160x256 upscaled), key frames one second apart, five frames per clip.
+40x64 base frames at 16 per second (160x256 upscaled), key frames one second apart, five per clip.
 """
 
 from videoldm_core.cascade import Preset, Stage, VideoFormat
 from videoldm_core.conditioning import FirstFrames, KeyFrames, LowResolution
-from videoldm_core.metrics.proofs import (
+from videoldm_core.metrics.image_proofs import (
     BeatsBilinear,
-    BeatsImageModel,
     BeatsLinearDenoiser,
     ReconstructsFrames,
+)
+from videoldm_core.metrics.video_proofs import (
+    BeatsImageModel,
     SteadierDecoding,
     SteadierUpscaling,
     UsesFirstFrames,

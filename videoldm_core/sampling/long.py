@@ -1,6 +1,8 @@
-"""The cascade run forward: first frame, key frames, two interpolation passes, decoding, upscaling (§3, §4.1).
+"""The cascade run forward: first frame, key frames, two interpolation passes, decoding, upscaling
+(§3, §4.1).
 
-Latents stay latents between the steps; decoded frames leave in portions, so that memory does not grow with the
+Latents stay latents between the steps; decoded frames leave in portions, so that memory does not
+grow with the
 length of the video beyond its latents.
 """
 
@@ -113,9 +115,7 @@ class Sampling:
             clip = torch.zeros(len(some), every + 1, *self.prompt.latent_size).to(latents)
             clip[:, 0], clip[:, -1] = some[:, 0], some[:, 1]
             mask = (torch.arange(every + 1) % every == 0).expand(len(some), -1)
-            noise = torch.cat(
-                [self._noise(what, start + i, every + 1) for i in range(len(some))]
-            )
+            noise = torch.cat([self._noise(what, start + i, every + 1) for i in range(len(some))])
             label = torch.full((len(some),), which)
             new = self._denoise(self.cascade.interpolator, noise, mark_known(clip, mask), label)
             new[:, 0] = some[:, 0]
@@ -126,7 +126,8 @@ class Sampling:
     def decode_and_upscale(self, latents: Tensor) -> Iterator[Tensor]:
         """Frames t 3 H W of latents t c h w, a portion at a time (§3.4).
 
-        Each portion is computed with some neighbours on either side, which are dropped: a border between
+        Each portion is computed with some neighbours on either side, which are dropped: a border
+        between
         portions would otherwise show.
         """
         total, step, margin = len(latents), self.config.portion, self.config.overlap

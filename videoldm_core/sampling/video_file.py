@@ -15,7 +15,9 @@ PREVIEW_FPS = 8
 
 
 class VideoFile:
-    """An mp4 (H.264, yuv420p) and a gif beside it; both appear under their names when closed without error."""
+    """An mp4 (H.264, yuv420p) and a gif beside it; both appear under their names when closed
+    without error.
+    """
 
     def __init__(self, path: Path, *, fps: float) -> None:
         self.path, self.preview = path, path.with_suffix(".gif")

@@ -1,4 +1,6 @@
-"""What happens beside learning: journal, checkpoints, held-out evaluation, and not outliving the launcher."""
+"""What happens beside learning: journal, checkpoints, held-out evaluation, and not outliving the
+launcher.
+"""
 
 import os
 import sys
@@ -43,7 +45,7 @@ def report(journal: Journal) -> Action:
 
 
 def stop_when_orphaned() -> Action:
-    """Ends the process once its launcher is gone, so that no rank keeps an accelerator for nobody."""
+    """Ends the process once its launcher is gone: no rank keeps an accelerator for nobody."""
     parent = os.getppid()
 
     def act(step: int, metrics: dict[str, float]) -> None:

@@ -1,7 +1,9 @@
 """Checkpoints that are complete or absent, and do not depend on how the run was sharded.
 
-One folder per checkpoint, holding for every player its trainable weights, Adam's moments and the average, as
-full tensors by name: frozen weights are not in it, and any number of processes or ZeRO stage can go on from
+One folder per checkpoint, holding for every player its trainable weights, Adam's moments and the
+average, as
+full tensors by name: frozen weights are not in it, and any number of processes or ZeRO stage can go
+on from
 it. There is no random state to keep: every draw belongs to a sample (randomness.py).
 """
 

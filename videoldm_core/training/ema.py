@@ -11,7 +11,7 @@ class Ema:
 
     Args:
         parameters: the trainable ones by name.
-        decay: of the average; early on min(decay, (1 + step) / (10 + step)) forgets the start sooner.
+        decay: of the average; early min(decay, (1 + step) / (10 + step)) forgets the start.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:

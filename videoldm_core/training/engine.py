@@ -1,7 +1,9 @@
-"""The engines that take a step: plain torch, and DeepSpeed ZeRO. The only file that knows DeepSpeed.
+"""The engines that take a step: plain torch, and DeepSpeed ZeRO. The only file that knows
+DeepSpeed.
 
-`Engine` has DeepSpeed's own names, so its engine needs no adapter and TorchEngine is the stand-in for one
-process. Weights are float32 in both; "bf16" means autocast around the forward pass, so masters are exact.
+`Engine` has DeepSpeed's own names, so its engine needs no adapter and TorchEngine is the stand-in
+for one
+process. Weights are float32 in both: "bf16" means autocast around the forward pass.
 """
 
 import logging
@@ -102,7 +104,8 @@ def join_processes() -> None:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # Without this DeepSpeed compiles a C++ extension at the first start on a CPU, if it finds a compiler.
+    # Without this DeepSpeed compiles a C++ extension at the first start on a CPU, if it finds a
+    # compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
@@ -152,7 +155,9 @@ def full_moments(engine: Engine, parameters: dict[str, nn.Parameter]) -> dict[st
     """Adam's moments of every parameter, whole, keyed "exp_avg/<name>"; a collective call."""
     moments = {}
     for parameter in parameters.values():
-        parameter.requires_grad_(True)  # ZeRO-3 answers for these alone; another player may have the turn
+        parameter.requires_grad_(
+            True
+        )  # ZeRO-3 answers for these alone; another player may have the turn
     for name, parameter in parameters.items():
         for moment in MOMENTS:
             moments[f"{moment}/{name}"] = _full_moment(engine, parameter, moment).cpu().clone()
@@ -192,9 +197,7 @@ def _full_moment(engine: Engine, parameter: nn.Parameter, moment: str) -> Tensor
     return safe_get_full_optimizer_state(parameter, moment)
 
 
-def _set_full_moment(
-    engine: Engine, parameter: nn.Parameter, moment: str, value: Tensor
-) -> None:
+def _set_full_moment(engine: Engine, parameter: nn.Parameter, moment: str, value: Tensor) -> None:
     if not _is_sharded(parameter):
         _inner_optimizer(engine).state[parameter][moment].copy_(value)
         return

@@ -1,4 +1,6 @@
-"""The journal of a stage: one JSON line per report, on local disk, before anything is sent anywhere."""
+"""The journal of a stage: one JSON line per report, on local disk, before anything is sent
+anywhere.
+"""
 
 import json
 import time

@@ -7,7 +7,8 @@ from videoldm_core.randomness import SampleRng
 from videoldm_core.training.engine import set_learning_rate
 from videoldm_core.training.players import Player, Turn, unfreeze_only
 
-# (steps done, metrics of the last one); checkpoints, evaluation, the journal: nothing learning needs
+# (steps done, metrics of the last one); checkpoints, evaluation, the journal: nothing learning
+# needs
 Action = Callable[[int, dict[str, float]], None]
 
 
@@ -46,7 +47,9 @@ def train(  # noqa: PLR0913 - everything the loop depends on, by name
 
 
 def warmup_and_cooldown(step: int, *, warmup: int, cooldown: int, steps: int) -> float:
-    """Share of the learning rate: a linear rise over `warmup` steps, a linear fall over the last `cooldown`."""
+    """Share of the learning rate: a linear rise over `warmup` steps, a linear fall over the last
+    `cooldown`.
+    """
     rise = min(1.0, (step + 1) / (warmup + 1))
     fall = min(1.0, (steps - step) / (cooldown + 1)) if cooldown else 1.0
     return rise * fall

@@ -48,7 +48,7 @@ class Player:
 
 
 def trainable_parameters(module: nn.Module, parts: list[nn.Module]) -> dict[str, nn.Parameter]:
-    """Freezes `module` but for the parameters of `parts`; returns those by their name in `module`."""
+    """Freezes `module` but for `parts`; returns their parameters by their name in `module`."""
     module.requires_grad_(False)
     for part in parts:
         part.requires_grad_(True)
@@ -58,7 +58,8 @@ def trainable_parameters(module: nn.Module, parts: list[nn.Module]) -> dict[str,
 def unfreeze_only(player: Player, players: list[Player]) -> None:
     """Lets gradients reach `player` alone.
 
-    Otherwise a decoder's loss would leave gradients in its critic: ZeRO-2 raises, ZeRO-0/1 are silently wrong.
+    Otherwise a decoder's loss would leave gradients in its critic: ZeRO-2 raises, ZeRO-0/1 are
+    silently wrong.
     """
     for other in players:
         for parameter in other.trainable.values():

@@ -1,4 +1,6 @@
-"""What a finished stage says of itself: stage.json, written last, so that a stage is complete or absent."""
+"""What a finished stage says of itself: stage.json, written last, so that a stage is complete or
+absent.
+"""
 
 import hashlib
 import os
@@ -94,7 +96,9 @@ def part_paths(folder: Path, *, verify: bool = False) -> dict[str, Path]:
     return paths
 
 
-def describe_parts(folder: Path, own: dict[str, Path], inherited: dict[str, Path]) -> dict[str, Part]:
+def describe_parts(
+    folder: Path, own: dict[str, Path], inherited: dict[str, Path]
+) -> dict[str, Part]:
     """Parts for stage.json; paths are relative so that a run folder can be moved."""
     return {
         name: Part(path=os.path.relpath(path, folder), sha256=sha256_of_folder(path))
@@ -105,5 +109,3 @@ def describe_parts(folder: Path, own: dict[str, Path], inherited: dict[str, Path
 def write_published(folder: Path, published: PublishedStage) -> None:
     """Publishes: from here on the stage is there."""
     write_text_atomically(folder / FILE, published.model_dump_json(indent=2))
-
-

@@ -1,0 +1,77 @@
+"""How proofs measure: fixed noise of several seeds, fixed noise levels, and the best guess from
+noise alone.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from videoldm_core.conditioning import Given, LowResolution, shrink
+from videoldm_core.data.loader import Batch
+from videoldm_core.objectives.denoising import Denoiser, predict
+from videoldm_core.objectives.task import Parts
+from videoldm_core.randomness import SampleRng
+
+SEEDS = (101, 102, 103)
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels, as shares of the schedule's timesteps
+Series = dict[str, Tensor]  # (seeds, clips) by name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a proof may look at."""
+
+    parts: Parts  # of the published stage, inherited ones included
+    inherited: Parts  # what it started from
+    heldout: list[Batch]  # this process's share of the held-out clips
+    training: list[Batch]  # a few training batches, for what a baseline must fit
+
+
+def over_seeds(
+    batches: list[Batch], measure: Callable[[Batch, SampleRng], dict[str, Tensor]]
+) -> Series:
+    """Runs `measure(batch, rng)` for every seed and batch; (seeds, clips) per name."""
+    rows: dict[str, list[Tensor]] = {}
+    for seed in SEEDS:
+        columns: dict[str, list[Tensor]] = {}
+        for batch in batches:
+            rng = SampleRng(seed, "worth", batch.sample_ids)
+            for name, values in measure(batch, rng).items():
+                columns.setdefault(name, []).append(values.float())
+        for name, column in columns.items():
+            rows.setdefault(name, []).append(torch.cat(column))
+    return {name: torch.stack(values) for name, values in rows.items()}
+
+
+def levels(
+    model: Denoiser, batch: Batch, rng: SampleRng
+) -> Iterator[tuple[float, Tensor, Tensor, Tensor, Tensor]]:
+    """(level, clean, noisy, timesteps, target) for every noise level, with noise of its own."""
+    clean = batch.clip * model.scale
+    for level in LEVELS:
+        timesteps = torch.full((len(clean),), int(level * model.schedule.timesteps))
+        noise = rng.normal(tuple(clean.shape[1:]))
+        noisy = model.schedule.add_noise(clean, noise, timesteps)
+        yield level, clean, noisy, timesteps, model.schedule.target(clean, noise, timesteps)
+
+
+def best_guess(model: Denoiser, noise: Tensor, batch: Batch, given: Given) -> Tensor:
+    """The clean clip predicted from noise alone, at the highest level."""
+    timesteps = torch.full((len(noise),), model.schedule.timesteps - 1)
+    label = batch.stride_index if model.told_pass else None
+    prediction = predict(model.net, noise, timesteps, batch.text, given, label)
+    return given.from_diffused(model.schedule.clean_from(prediction, noise, timesteps))
+
+
+def clean_low_resolution(given: LowResolution, model: Denoiser, clip: Tensor) -> Given:
+    """What an upscaler is given of a clip at noise level 0."""
+    low = shrink(clip, given.factor)
+    level = torch.zeros(len(clip), dtype=torch.long)
+    return given.degrade(low, level, torch.zeros_like(low), model.schedule)
+
+
+def error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error per clip, (b)."""
+    return (prediction - target).square().flatten(1).mean(dim=1)

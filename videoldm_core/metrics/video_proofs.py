@@ -1,0 +1,254 @@
+"""Proofs of the video stages; see proofs.py."""
+
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from videoldm_core.conditioning import Given, KeyFrames, LowResolution, mark_known
+from videoldm_core.data.loader import Batch
+from videoldm_core.metrics.measuring import (
+    Evidence,
+    Series,
+    best_guess,
+    clean_low_resolution,
+    error,
+    levels,
+    over_seeds,
+)
+from videoldm_core.metrics.quality import flicker, psnr
+from videoldm_core.metrics.worth import Claim
+from videoldm_core.models.image import load_vae
+from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
+from videoldm_core.models.video_unet import VideoUNet
+from videoldm_core.objectives.denoising import Denoiser, load_denoiser, predict
+from videoldm_core.randomness import SampleRng
+from videoldm_core.records import Record
+
+
+class BeatsImageModel(Record):
+    """The key-frame model: denoising loss on clips, against the same image model without phi."""
+
+    kind: Literal["beats_image_model"] = "beats_image_model"
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """Frames together are easier than frames alone."""
+        return (
+            Claim(
+                metric="denoising loss on clips",
+                unit="",
+                higher_is_better=False,
+                value="with temporal layers",
+                beats=("image model (alpha = 1)",),
+            ),
+        )
+
+    def measure(self, evidence: Evidence) -> Series:
+        """Mean loss over the levels, same clips and noise."""
+        model = load_denoiser(evidence.parts)
+        nets = {
+            "with temporal layers": model.net,
+            "image model (alpha = 1)": VideoUNet(model.net.unet),
+        }
+
+        def losses(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
+            found: dict[str, list[Tensor]] = {name: [] for name in nets}
+            for _, _, noisy, timesteps, target in levels(model, batch, rng):
+                for name, net in nets.items():
+                    prediction = predict(net, noisy, timesteps, batch.text, Given())
+                    found[name].append(error(prediction, target))
+            return {name: torch.stack(values).mean(dim=0) for name, values in found.items()}
+
+        return over_seeds(evidence.heldout, losses)
+
+
+class UsesFirstFrames(Record):
+    """The predictor: denoising loss on the frames to predict, given 0, 1 and 2 frames."""
+
+    kind: Literal["uses_first_frames"] = "uses_first_frames"
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """One frame says more than none, and two (which carry motion) more than one."""
+        metric = "denoising loss on predicted frames"
+        return (
+            Claim(
+                metric=f"{metric}, 1 given",
+                unit="",
+                higher_is_better=False,
+                value="1 frame",
+                beats=("masked",),
+            ),
+            Claim(
+                metric=f"{metric}, 2 given",
+                unit="",
+                higher_is_better=False,
+                value="2 frames",
+                beats=("masked", "1 frame"),
+            ),
+        )
+
+    def measure(self, evidence: Evidence) -> Series:
+        """Mean loss over the levels, on the frames that are predicted in every case."""
+        model = load_denoiser(evidence.parts)
+        names = ("masked", "1 frame", "2 frames")
+
+        def losses(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
+            found: dict[str, list[Tensor]] = {name: [] for name in names}
+            for _, clean, noisy, timesteps, target in levels(model, batch, rng):
+                for count, name in enumerate(names):
+                    known = (torch.arange(clean.shape[1]) < count).expand(len(clean), -1)
+                    given = mark_known(clean, known)
+                    prediction = predict(model.net, noisy, timesteps, batch.text, given)
+                    found[name].append(error(prediction[:, 2:], target[:, 2:]))
+            return {name: torch.stack(values).mean(dim=0) for name, values in found.items()}
+
+        return over_seeds(evidence.heldout, losses)
+
+
+class UsesKeyFrames(Record):
+    """The interpolator: its best guess of the middle latents from pure noise."""
+
+    kind: Literal["uses_key_frames"] = "uses_key_frames"
+    given: KeyFrames = KeyFrames()
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """Better than not looking at the key frames, and than repeating the nearest one."""
+        return (
+            Claim(
+                metric="error of the middle latents, best guess",
+                unit="",
+                higher_is_better=False,
+                value="interpolator",
+                beats=("masked", "nearest key latent"),
+                beside=("linear interpolation",),
+            ),
+        )
+
+    def measure(self, evidence: Evidence) -> Series:
+        """Squared error of the predicted clean latents at the highest noise."""
+        model = load_denoiser(evidence.parts)
+
+        def errors(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
+            clean = batch.clip * model.scale
+            mask = self.given.mask(clean.shape[1])
+            given = mark_known(clean, mask.expand(len(clean), -1))
+            noise = rng.normal(tuple(clean.shape[1:]))
+            guesses = {
+                "interpolator": best_guess(model, noise, batch, given),
+                "masked": best_guess(model, noise, batch, given.without_context()),
+                "nearest key latent": clean[:, _nearest(mask)],
+                "linear interpolation": _linear(clean, self.given.every),
+            }
+            return {name: error(g[:, ~mask], clean[:, ~mask]) for name, g in guesses.items()}
+
+        return over_seeds(evidence.heldout, errors)
+
+
+class SteadierDecoding(Record):
+    """The video decoder: flicker against the real clip, at no loss of PSNR."""
+
+    kind: Literal["steadier_decoding"] = "steadier_decoding"
+    psnr_slack: float = 0.2  # dB
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """Less flicker than the image decoder frame by frame; PSNR lower by at most the slack."""
+        return (
+            Claim(
+                metric="flicker",
+                unit="grey levels",
+                higher_is_better=False,
+                value="video decoder, flicker",
+                beats=("image decoder, flicker",),
+            ),
+            Claim(
+                metric="PSNR",
+                unit="dB",
+                higher_is_better=True,
+                value="video decoder, PSNR",
+                beats=("image decoder, PSNR",),
+                slack=self.psnr_slack,
+            ),
+        )
+
+    def measure(self, evidence: Evidence) -> Series:
+        """Both decoders on the frozen encoder's latents; no randomness, hence one seed."""
+        image = load_vae(evidence.inherited["vae"])
+        tuned = load_vae(evidence.parts["vae"])
+        temporal = temporal_decoder_for(tuned, seed=0)
+        temporal.load(evidence.parts["temporal_decoder"])
+        decoders = {
+            "video decoder": VideoDecoder(tuned, temporal).eval(),
+            "image decoder": VideoDecoder(image),
+        }
+        collected: dict[str, list[Tensor]] = {}
+        for batch in evidence.heldout:
+            frames = rearrange(batch.clip, "b t c h w -> (b t) c h w")
+            latents = image.encode(frames).latent_dist.mean
+            latents = rearrange(latents, "(b t) c h w -> b t c h w", b=len(batch.clip))
+            for name, decoder in decoders.items():
+                decoded = decoder(latents)
+                collected.setdefault(f"{name}, flicker", []).append(flicker(decoded, batch.clip))
+                collected.setdefault(f"{name}, PSNR", []).append(psnr(decoded, batch.clip))
+        return {name: torch.cat(values)[None] for name, values in collected.items()}
+
+
+class SteadierUpscaling(Record):
+    """The video upscaler: flicker and best guess, against the image upscaler frame by frame."""
+
+    kind: Literal["steadier_upscaling"] = "steadier_upscaling"
+    given: LowResolution = LowResolution()
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """Steadier and closer than the same upscaler without temporal layers."""
+        return (
+            Claim(
+                metric="flicker of the best guess",
+                unit="grey levels",
+                higher_is_better=False,
+                value="video upscaler, flicker",
+                beats=("image upscaler, flicker",),
+            ),
+            Claim(
+                metric="PSNR of the best guess",
+                unit="dB",
+                higher_is_better=True,
+                value="video upscaler, PSNR",
+                beats=("image upscaler, PSNR",),
+            ),
+        )
+
+    def measure(self, evidence: Evidence) -> Series:
+        """Same clips and noise, independent per frame, for both."""
+        model = load_denoiser(evidence.parts)
+        alone = Denoiser(VideoUNet(model.net.unet), model.schedule, model.scale)
+
+        def quality(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
+            given = clean_low_resolution(self.given, model, batch.clip)
+            noise = rng.normal(tuple(batch.clip.shape[1:]))
+            found = {}
+            for name, denoiser in (("video upscaler", model), ("image upscaler", alone)):
+                guess = best_guess(denoiser, noise, batch, given)
+                found[f"{name}, flicker"] = flicker(guess, batch.clip)
+                found[f"{name}, PSNR"] = psnr(guess, batch.clip)
+            return found
+
+        return over_seeds(evidence.heldout, quality)
+
+
+def _nearest(mask: Tensor) -> Tensor:
+    """For every frame the index of the nearest given one."""
+    keys = mask.nonzero().flatten()
+    return keys[(torch.arange(len(mask))[:, None] - keys[None]).abs().argmin(dim=1)]
+
+
+def _linear(clean: Tensor, every: int) -> Tensor:
+    weight = (torch.arange(clean.shape[1]) % every / every).view(1, -1, 1, 1, 1)
+    before = torch.arange(clean.shape[1]) // every * every
+    after = (before + every).clamp(max=clean.shape[1] - 1)
+    return (1 - weight) * clean[:, before] + weight * clean[:, after]
