@@ -53,7 +53,7 @@ class VideoUNet(nn.Module):
         self.unet, self.temporal = unet, temporal
         self.reach, self.checkpointing = reach, checkpointing
 
-    def forward(
+    def forward(  # noqa: PLR0913 - what a prediction depends on
         self,
         noisy: Tensor,
         timesteps: Tensor,

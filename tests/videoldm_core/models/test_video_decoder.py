@@ -55,7 +55,9 @@ def test_the_trained_layers_equal_diffusers_temporal_decoder():
         for i, (a, b) in enumerate(zip(source.up_blocks, image.up_blocks, strict=True))
     ]
     for name, a, b in pairs:
-        for x, y in zip(getattr(a, "upsamplers", None) or (), getattr(b, "upsamplers", None) or (), strict=True):
+        for x, y in zip(
+            getattr(a, "upsamplers", None) or (), getattr(b, "upsamplers", None) or (), strict=True
+        ):
             y.load_state_dict(x.state_dict())
         for x, y in zip(getattr(a, "attentions", ()), getattr(b, "attentions", ()), strict=True):
             y.load_state_dict(x.state_dict())

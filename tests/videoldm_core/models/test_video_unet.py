@@ -54,9 +54,7 @@ def inputs(unet: UNet2DConditionModel, *, frames: int = 3, size: tuple[int, int]
 
 
 def images_one_by_one(unet: UNet2DConditionModel, noisy, timesteps, text, level):
-    frames = [
-        unet(x, timesteps, text, class_labels=level).sample for x in noisy.unbind(dim=1)
-    ]
+    frames = [unet(x, timesteps, text, class_labels=level).sample for x in noisy.unbind(dim=1)]
     return torch.stack(frames, dim=1)
 
 
@@ -150,9 +148,7 @@ def test_context_label_and_temporal_text_reach_the_output():
         for other in (
             model(noisy, timesteps, text, context=context.flip(0), label=label),
             model(noisy, timesteps, text, context=context, label=1 - label),
-            model(
-                noisy, timesteps, text, temporal_text=text.flip(0), context=context, label=label
-            ),
+            model(noisy, timesteps, text, temporal_text=text.flip(0), context=context, label=label),
         ):
             assert not torch.allclose(base, other, atol=1e-4)
 
@@ -246,26 +242,32 @@ def copy_from_diffusers(theirs, ours, phi) -> None:
         if "blocks" not in k.split(".")[0] and "mid_block" not in k and "add_embedding" not in k
     }
     ours.load_state_dict(plain, strict=False)
-    blocks = [(f"down_{i}", a, b) for i, (a, b) in enumerate(zip(theirs.down_blocks, ours.down_blocks, strict=True))]
+    blocks = [
+        (f"down_{i}", a, b)
+        for i, (a, b) in enumerate(zip(theirs.down_blocks, ours.down_blocks, strict=True))
+    ]
     blocks += [("mid", theirs.mid_block, ours.mid_block)]
-    blocks += [(f"up_{i}", a, b) for i, (a, b) in enumerate(zip(theirs.up_blocks, ours.up_blocks, strict=True))]
+    blocks += [
+        (f"up_{i}", a, b)
+        for i, (a, b) in enumerate(zip(theirs.up_blocks, ours.up_blocks, strict=True))
+    ]
     for name, a, b in blocks:
         for sampler in ("downsamplers", "upsamplers"):
-            for x, y in zip(getattr(a, sampler, None) or (), getattr(b, sampler, None) or (), strict=True):
+            for x, y in zip(
+                getattr(a, sampler, None) or (), getattr(b, sampler, None) or (), strict=True
+            ):
                 y.load_state_dict(x.state_dict())
         for j, (x, y) in enumerate(zip(a.resnets, b.resnets, strict=True)):
             y.load_state_dict(x.spatial_res_block.state_dict())
             y.norm1.eps = x.spatial_res_block.norm1.eps
             y.norm2.eps = x.spatial_res_block.norm2.eps
             copy_resblock(x, phi.layers[f"{name}_resnet_{j}"])
-        for j, (x, y) in enumerate(zip(getattr(a, "attentions", ()), getattr(b, "attentions", None) or (), strict=True)):
+        for j, (x, y) in enumerate(
+            zip(getattr(a, "attentions", ()), getattr(b, "attentions", None) or (), strict=True)
+        ):
             y.load_state_dict(
                 {k: v for k, v in x.state_dict().items() if not k.startswith("t")}
-                | {
-                    k: v
-                    for k, v in x.state_dict().items()
-                    if k.startswith("transformer_blocks")
-                }
+                | {k: v for k, v in x.state_dict().items() if k.startswith("transformer_blocks")}
             )
             copy_transformer(x, phi.layers[f"{name}_attention_{j}_0"])
 

@@ -1,6 +1,7 @@
-"""Run by the launcher on two processes: trains the same players under every ZeRO stage and saves the results.
+"""Run by the launcher on two processes: trains the same players under every ZeRO stage and saves
+the results.
 
-    torchrun ... players_program.py OUT ZERO_STAGE STEPS [resume]
+torchrun ... players_program.py OUT ZERO_STAGE STEPS [resume]
 """
 
 import sys
@@ -94,7 +95,9 @@ def batches(shape: tuple[int, ...], rank: int, world: int, start: int):
 
 
 def run(out: Path, weights: Path, *, zero_stage: int | None, steps: int) -> None:
-    """Trains both tasks for `steps` steps in all (going on from a checkpoint) and saves what results."""
+    """Trains both tasks for `steps` steps in all (going on from a checkpoint) and saves what
+    results.
+    """
     rank = distributed.get_rank() if distributed.is_initialized() else 0
     world = distributed.get_world_size() if distributed.is_initialized() else 1
     tasks = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from players_program import denoising_task, decoding_task, run
+from players_program import decoding_task, denoising_task, run
 from safetensors.torch import load_file
 
 PROGRAM = Path(__file__).with_name("players_program.py")
@@ -40,7 +40,9 @@ def results(tmp_path_factory) -> Path:
     weights.mkdir()
     denoising_task(weights), decoding_task(weights)
     plain = [f"{stage}:{STEPS}:{folder / f'zero{stage}'}" for stage in range(4)]
-    resumed = [f"{stage}:{steps}:{folder / f'resumed{stage}'}" for stage in (2, 3) for steps in (2, STEPS)]
+    resumed = [
+        f"{stage}:{steps}:{folder / f'resumed{stage}'}" for stage in (2, 3) for steps in (2, STEPS)
+    ]
     # Another number of processes and another stage go on from what ZeRO-3 left after 2 steps.
     two_processes(weights, *plain, *resumed, f"3:2:{folder / 'moved'}")
     for name, steps in (("start", 0), ("torch", STEPS), ("moved", STEPS)):
@@ -57,7 +59,8 @@ def test_deepspeed_trains_as_one_torch_process_does(results, task, zero_stage):
     found = load_file(results / f"zero{zero_stage}" / f"{task}_{STEPS}.safetensors")
     start = load_file(results / "start" / f"{task}_0.safetensors")
     assert set(found) == set(expected)
-    # Compared with how far training moved: Adam turns rounding of a tiny gradient into a share of a step.
+    # Compared with how far training moved: Adam turns rounding of a tiny gradient into a share of a
+    # step.
     assert distance(found, expected) < 0.01 * distance(expected, start)
 
 
