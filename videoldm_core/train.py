@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed
 
-from videoldm_core.data.loader import Batch, Batches, read_batch
-from videoldm_core.data.plan import Plan, Windows
-from videoldm_core.data.store import open_store
+from videoldm_core.data.loader import Batches
+from videoldm_core.data.plan import Plan
 from videoldm_core.errors import UserError
+from videoldm_core.evaluate import judge
 from videoldm_core.files import disk_error
 from videoldm_core.job import Job, load_job
-from videoldm_core.metrics.measuring import Evidence
-from videoldm_core.metrics.worth import WorthRow, gather_series
+from videoldm_core.metrics.worth import WorthRow
+from videoldm_core.stage_data import StageData
 from videoldm_core.tasks import build_task
 from videoldm_core.training import actions
 from videoldm_core.training.checkpoints import (
@@ -42,7 +42,6 @@ from videoldm_core.training.published import (
 )
 
 PACKAGES = ("torch", "diffusers", "deepspeed", "webdataset")
-CALIBRATION_BATCHES = 4
 
 
 def main() -> int:
@@ -77,7 +76,7 @@ class StageRun:
         self.job, self.rank, self.world = job, rank, world
         self.started = time.time()
         self.device = _device()
-        self.store = open_store(job.store)
+        self.data = StageData(job, rank=rank, world=world)
         self.null_text = _null_text(job.text_tower)
         self.journal = Journal(job.out / "journal.jsonl") if rank == 0 else None
         self.checkpoints = job.out / "checkpoints" / job.fingerprint()[:12]
@@ -91,14 +90,14 @@ class StageRun:
         if self.journal:
             self.journal.write(total_steps=stage.steps, start=start)
         self._make_engines(found)
-        plan = Plan(self._windows("train"), stage.batch, self.job.seed)
+        plan = Plan(self.data.windows("train"), stage.batch, self.job.seed)
         with Batches(
-            self.store,
+            self.data.store,
             plan,
             rank=self.rank,
             world=self.world,
             start_step=start,
-            resize_to=self._frame_size(),
+            resize_to=self.data.frame_size,
         ) as batches:
             train(
                 self.task.players,
@@ -137,7 +136,7 @@ class StageRun:
     def _actions(self) -> list:
         job, last = self.job, self.job.stage.steps
         heldout = actions.watch_heldout(
-            self.task, self._heldout(job.heldout_clips), job.seed, self._write
+            self.task, self.data.heldout(job.heldout_clips), job.seed, self._write
         )
         after_step = [actions.stop_when_orphaned()]
         if self.journal:
@@ -174,7 +173,7 @@ class StageRun:
         if distributed.is_initialized():
             distributed.broadcast_object_list(names)
         own = {name: weights / name for name in names[0]}
-        worth = self._judge(own)
+        worth = judge(job, {**job.parts, **own}, self.data)
         if self.rank == 0:
             self._write_published(own, worth)
             shutil.rmtree(self.checkpoints.parent, ignore_errors=True)
@@ -184,7 +183,7 @@ class StageRun:
         for player in task.players:
             for name, parameter in player.trainable.items():
                 parameter.data.copy_(averages[player.name][name])
-        task.finish(iter(self._training_clips()))
+        task.finish(iter(self.data.training_clips()))
         part = weights.with_name(".weights.part")
         try:
             shutil.rmtree(part, ignore_errors=True)
@@ -194,18 +193,6 @@ class StageRun:
         except OSError as error:
             raise disk_error(weights, error) from error
         return names
-
-    @torch.no_grad()
-    def _judge(self, own: dict[str, Path]) -> tuple[WorthRow, ...]:
-        proof = self.job.stage.proves
-        evidence = Evidence(
-            parts=self.job.parts | own,
-            inherited=self.job.parts,
-            heldout=self._heldout(self.job.worth_clips),
-            training=self._training_clips(),
-        )
-        series = gather_series(proof.measure(evidence))
-        return tuple(claim.judge(self.job.stage.name, series) for claim in proof.claims)
 
     def _write_published(self, own: dict[str, Path], worth: tuple[WorthRow, ...]) -> None:
         job = self.job
@@ -219,7 +206,7 @@ class StageRun:
                 fingerprint=job.fingerprint(),
                 parts=describe_parts(job.out, own, dict(job.parts)),
                 parents=job.parents,
-                data={job.stage.reads: self.store.identity.digest()},
+                data={job.stage.reads: self.data.store.identity.digest()},
                 step=job.stage.steps,
                 worth=worth,
                 versions={name: version(name) for name in PACKAGES},
@@ -228,43 +215,6 @@ class StageRun:
                 process_seconds=(finished - self.started) * self.world,
             ),
         )
-
-    def _windows(self, split: str) -> Windows:
-        stage = self.job.stage
-        return Windows(self.store, frames=stage.frames, strides=stage.strides, split=split)
-
-    def _heldout(self, clips: int) -> list[Batch]:
-        """This process's share of evenly spaced held-out windows; every process has as many."""
-        windows = self._windows("heldout")
-        numbers = windows.evenly_spaced(clips)
-        share = max(1, len(numbers) // self.world)
-        mine = [numbers[(self.rank * share + i) % len(numbers)] for i in range(share)]
-        return self._read(windows, mine, first_id=self.rank * share)
-
-    def _training_clips(self) -> list[Batch]:
-        windows = self._windows("train")
-        count = CALIBRATION_BATCHES * self.job.stage.batch
-        return self._read(windows, windows.evenly_spaced(count), first_id=0)
-
-    def _read(self, windows: Windows, numbers: list[int], *, first_id: int) -> list[Batch]:
-        size = max(1, self.job.stage.batch // self.world)
-        return [
-            read_batch(
-                self.store,
-                windows,
-                numbers[i : i + size],
-                first_id=first_id + i,
-                resize_to=self._frame_size(),
-            )
-            for i in range(0, len(numbers), size)
-        ]
-
-    def _frame_size(self) -> tuple[int, int] | None:
-        """Size to which frames of a pixel store are averaged down; None: as stored."""
-        stage, video = self.job.stage, self.job.video
-        if stage.reads == "latents" or stage.full_size:
-            return None
-        return video.height, video.width
 
 
 def _null_text(folder: Path) -> Tensor:

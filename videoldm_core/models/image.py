@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
 
 from videoldm_core.errors import UserError
 from videoldm_core.records import Record
+
+NARROW_LOG_VARIANCE = -6.0
 
 
 class AutoencoderConfig(Record):
@@ -25,7 +28,7 @@ class AutoencoderConfig(Record):
         levels = len(self.widths)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return AutoencoderKL(
+            vae = AutoencoderKL(
                 block_out_channels=self.widths,
                 down_block_types=("DownEncoderBlock2D",) * levels,
                 up_block_types=("UpDecoderBlock2D",) * levels,
@@ -33,6 +36,10 @@ class AutoencoderConfig(Record):
                 layers_per_block=self.layers_per_block,
                 norm_num_groups=self.groups,
             )
+        # The posterior starts narrow: otherwise the decoder first learns to see through noise of
+        # deviation 1, which takes longer than all the rest.
+        nn.init.constant_(vae.quant_conv.bias[self.latent_channels :], NARROW_LOG_VARIANCE)
+        return vae
 
 
 class UNetConfig(Record):

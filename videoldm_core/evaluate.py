@@ -1,0 +1,57 @@
+"""Measures a trained stage on held-out clips: `python -m videoldm_core.evaluate job.json`.
+
+The same measurement that training ends with, on what is published now; writes worth.json
+beside stage.json.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from videoldm_core.errors import UserError
+from videoldm_core.files import write_text_atomically
+from videoldm_core.job import Job, load_job
+from videoldm_core.metrics.measuring import Evidence
+from videoldm_core.metrics.worth import WorthRow, gather_series
+from videoldm_core.objectives.task import Parts
+from videoldm_core.stage_data import StageData
+from videoldm_core.training.published import part_paths
+
+FILE = "worth.json"
+
+
+def main() -> int:
+    """The command; a user's error is one sentence on stderr and exit code 2."""
+    try:
+        job = load_job(Path(sys.argv[1]))
+        rows = judge(job, part_paths(job.out, verify=True), StageData(job, rank=0, world=1))
+        text = json.dumps([row.model_dump() for row in rows], indent=2)
+        write_text_atomically(job.out / FILE, text)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+@torch.no_grad()
+def judge(job: Job, parts: Parts, data: StageData) -> tuple[WorthRow, ...]:
+    """The worth rows of a stage; every process of a group calls it with its share of the clips.
+
+    Args:
+        parts: of the trained stage, inherited ones included.
+    """
+    proof = job.stage.proves
+    evidence = Evidence(
+        parts=parts,
+        inherited=job.parts,
+        heldout=data.heldout(job.worth_clips),
+        training=data.training_clips(),
+    )
+    series = gather_series(proof.measure(evidence))
+    return tuple(claim.judge(job.stage.name, series) for claim in proof.claims)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

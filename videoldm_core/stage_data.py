@@ -1,0 +1,56 @@
+"""The clips a stage trains on and is judged by; one process's share of them."""
+
+from videoldm_core.data.loader import Batch, read_batch
+from videoldm_core.data.plan import Windows
+from videoldm_core.data.store import open_store
+from videoldm_core.job import Job
+
+CALIBRATION_BATCHES = 4
+
+
+class StageData:
+    """The store of a job, cut into the windows of its stage."""
+
+    def __init__(self, job: Job, *, rank: int, world: int) -> None:
+        self._job, self._rank, self._world = job, rank, world
+        self.store = open_store(job.store)
+
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """Size to which frames of a pixel store are averaged down; None: as stored."""
+        stage, video = self._job.stage, self._job.video
+        if stage.reads == "latents" or stage.full_size:
+            return None
+        return video.height, video.width
+
+    def windows(self, split: str) -> Windows:
+        """Every window of the stage's frames and strides in one split."""
+        stage = self._job.stage
+        return Windows(self.store, frames=stage.frames, strides=stage.strides, split=split)
+
+    def heldout(self, clips: int) -> list[Batch]:
+        """This process's share of evenly spaced held-out windows; every process has as many."""
+        windows = self.windows("heldout")
+        numbers = windows.evenly_spaced(clips)
+        share = max(1, len(numbers) // self._world)
+        mine = [numbers[(self._rank * share + i) % len(numbers)] for i in range(share)]
+        return self._read(windows, mine, first_id=self._rank * share)
+
+    def training_clips(self) -> list[Batch]:
+        """A few evenly spaced training windows, the same for every process."""
+        windows = self.windows("train")
+        count = CALIBRATION_BATCHES * self._job.stage.batch
+        return self._read(windows, windows.evenly_spaced(count), first_id=0)
+
+    def _read(self, windows: Windows, numbers: list[int], *, first_id: int) -> list[Batch]:
+        size = max(1, self._job.stage.batch // self._world)
+        return [
+            read_batch(
+                self.store,
+                windows,
+                numbers[i : i + size],
+                first_id=first_id + i,
+                resize_to=self.frame_size,
+            )
+            for i in range(0, len(numbers), size)
+        ]
