@@ -1,0 +1,84 @@
+"""Files that are complete or absent."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from videoldm_core.errors import UserError
+from videoldm_core.files import (
+    publish_folder,
+    sha256_of_file,
+    sha256_of_folder,
+    write_bytes_atomically,
+    write_text_atomically,
+)
+
+
+def test_text_is_written_as_utf8_into_a_new_folder(tmp_path: Path):
+    path = tmp_path / "a" / "b.txt"
+    write_text_atomically(path, "número")
+    assert path.read_bytes() == "número".encode()
+    assert os.listdir(path.parent) == ["b.txt"]
+
+
+def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path: Path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_text_atomically(path, "former")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"Cannot write .*a\.json.*No space left.*free space"):
+        write_bytes_atomically(path, b"later")
+    assert path.read_text() == "former"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_crash_before_the_rename_leaves_the_former_file(tmp_path: Path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_text_atomically(path, "former")
+
+    def killed(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_text_atomically(path, "later")
+    assert path.read_text() == "former"
+
+
+def test_a_folder_that_is_a_file_is_reported_in_one_sentence(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"Cannot write .*choose another output folder"):
+        write_text_atomically(tmp_path / "file" / "a.json", "{}")
+
+
+def test_a_published_folder_replaces_the_older_one(tmp_path: Path):
+    final, part = tmp_path / "final", tmp_path / "part"
+    for folder, name in ((final, "old"), (part, "new")):
+        folder.mkdir()
+        (folder / name).write_text(name)
+    publish_folder(part, final)
+    assert os.listdir(final) == ["new"]
+    assert not part.exists()
+
+
+def test_a_files_digest_is_sha256(tmp_path: Path):
+    (tmp_path / "a").write_bytes(b"content")
+    assert sha256_of_file(tmp_path / "a") == hashlib.sha256(b"content").hexdigest()
+
+
+def test_a_folders_digest_tells_names_and_bytes_but_not_its_place(tmp_path: Path):
+    def folder(place: str, files: dict[str, str]) -> str:
+        for name, text in files.items():
+            write_text_atomically(tmp_path / place / name, text)
+        return sha256_of_folder(tmp_path / place)
+
+    digest = folder("1", {"a": "x", "b/c": "y"})
+    assert folder("2", {"b/c": "y", "a": "x"}) == digest
+    assert folder("3", {"a": "x", "b/d": "y"}) != digest
+    assert folder("4", {"a": "x", "b/c": "z"}) != digest
+    assert folder("5", {"a": "x", "b/c": "y", "d": ""}) != digest
