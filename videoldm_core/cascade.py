@@ -48,6 +48,7 @@ class Stage(Record):
     crop: int | None = None  # side of training patches, px
     optimizer: OptimizerConfig = OptimizerConfig()
     batch: int  # clips per step, over all processes
+    heldout_clips: int = 32  # watched while training, and what the stage is judged on
     steps: int
     warmup: int = 0  # steps in which the learning rate rises from 0
     cooldown: int = 0  # last steps, in which it falls to 0

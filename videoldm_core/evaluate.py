@@ -46,7 +46,7 @@ def judge(job: Job, parts: Parts, data: StageData) -> tuple[WorthRow, ...]:
     evidence = Evidence(
         parts=parts,
         inherited=job.parts,
-        heldout=data.heldout(job.worth_clips),
+        heldout=data.heldout(job.stage.heldout_clips),
         training=data.training_clips(),
     )
     series = gather_series(proof.measure(evidence))

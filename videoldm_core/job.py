@@ -28,8 +28,6 @@ class Job(Record):
     zero_stage: int = Field(default=2, ge=0, le=3)
     checkpoint_every: int = 100  # steps
     evaluate_every: int = 100  # steps
-    heldout_clips: int = 32  # watched while training
-    worth_clips: int = 32  # of the final judgement
 
     @property
     def store(self) -> Path:

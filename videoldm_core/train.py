@@ -136,7 +136,7 @@ class StageRun:
     def _actions(self) -> list:
         job, last = self.job, self.job.stage.steps
         heldout = actions.watch_heldout(
-            self.task, self.data.heldout(job.heldout_clips), job.seed, self._write
+            self.task, self.data.heldout(job.stage.heldout_clips), job.seed, self._write
         )
         after_step = [actions.stop_when_orphaned()]
         if self.journal:
