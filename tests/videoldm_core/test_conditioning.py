@@ -56,7 +56,7 @@ def test_masking_the_context_keeps_everything_else():
 
 
 def test_frames_that_are_not_given_do_not_reach_the_context():
-    """Training sees the whole clip, sampling has zeros where frames are to come: the same tensor."""
+    """Training sees the whole clip, sampling zeros where frames are to come: the same tensor."""
     clip = clips()
     given = FirstFrames(weights=(0, 0, 1))(clip, rng(0, 8), SCHEDULE)
     while_sampling = torch.zeros_like(clip)

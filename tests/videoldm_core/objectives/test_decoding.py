@@ -1,0 +1,170 @@
+"""The decoder's objective: who moves in whose turn, and how much the critic counts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from videoldm_core.data.loader import Batch
+from videoldm_core.models.discriminator import CriticConfig, hinge_loss
+from videoldm_core.models.image import load_vae
+from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
+from videoldm_core.objectives.decoding import DecodingTask, TemporalDecoding, adaptive_weight
+from videoldm_core.randomness import SampleRng
+from videoldm_core.training.engine import OptimizerConfig, TorchEngine
+from videoldm_core.training.players import Turn, unfreeze_only
+
+SHAPE = (2, 3, 3, 16, 16)
+
+
+def task_for(image_model: dict[str, Path], **settings) -> DecodingTask:
+    task = DecodingTask(
+        TemporalDecoding(critic=CriticConfig(width=8, layers=2), **settings),
+        parts=image_model,
+        optimizer=OptimizerConfig(lr=1e-2),
+        seed=0,
+    )
+    for player in task.players:
+        player.engine = TorchEngine(
+            player.module, list(player.trainable.values()), player.optimizer, bf16=False
+        )
+    return task
+
+
+def play(task: DecodingTask, name: str, batch: Batch, step: int = 0) -> dict[str, float]:
+    player = next(player for player in task.players if player.name == name)
+    unfreeze_only(player, task.players)
+    turn = Turn(step=step, rng=SampleRng(0, name, batch.sample_ids))
+    loss, metrics = player.loss(player.engine, batch, turn)
+    player.engine.backward(loss)
+    player.engine.step()
+    return metrics
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: t.clone() for name, t in module.state_dict().items()}
+
+
+def moved(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    return {n for n, t in module.state_dict().items() if not torch.equal(t, before[n])}
+
+
+def test_the_encoder_and_both_quant_convolutions_stay_as_they_are_to_the_bit(
+    image_model: dict[str, Path], random_batch: Callable[..., Batch]
+):
+    task = task_for(image_model)
+    vae, temporal = state(task.vae), state(task.temporal)
+    for step in range(3):
+        batch = random_batch(SHAPE, seed=step)
+        play(task, "decoder", batch, step)
+        play(task, "critic", batch, step)
+    changed = moved(task.vae, vae)
+    assert "decoder.conv_in.weight" in changed
+    assert all(name.startswith("decoder.") for name in changed)
+    assert "last.weight" in moved(task.temporal, temporal)
+
+
+def test_the_critic_is_untouched_in_the_decoders_turn(image_model, random_batch):
+    task = task_for(image_model)
+    critic = state(task.critic)
+    play(task, "decoder", random_batch(SHAPE))
+    assert moved(task.critic, critic) == set()
+    assert all(p.grad is None for p in task.critic.parameters())
+
+
+def test_the_decoder_is_untouched_in_the_critics_turn(image_model, random_batch):
+    task, batch = task_for(image_model), random_batch(SHAPE)
+    play(task, "decoder", batch)
+    vae, temporal, critic = state(task.vae), state(task.temporal), state(task.critic)
+    play(task, "critic", batch)
+    assert moved(task.vae, vae) | moved(task.temporal, temporal) == set()
+    assert all(p.grad is None for p in task.players[0].trainable.values())
+    assert "score.weight" in moved(task.critic, critic)
+
+
+def test_the_critic_judges_the_real_clip_and_what_the_decoder_just_made(image_model, random_batch):
+    task, batch = task_for(image_model), random_batch(SHAPE)
+    with torch.no_grad():
+        latents = task.vae.encode(batch.clip.flatten(0, 1)).latent_dist.mean
+        fake = task.players[0].module(latents.unflatten(0, SHAPE[:2]))
+        expected = hinge_loss(task.critic(batch.clip), task.critic(fake)).item()
+    play(task, "decoder", batch)
+    assert play(task, "critic", batch)["critic"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_critic_is_silent_before_it_starts(image_model, random_batch):
+    task, batch = task_for(image_model, critic_starts_at=2), random_batch(SHAPE)
+    assert next(p for p in task.players if p.name == "critic").starts_at == 2
+    assert "opinion" not in play(task, "decoder", batch, step=1)
+    assert "opinion" in play(task, "decoder", batch, step=2)
+
+
+def gradients(task: DecodingTask, batch: Batch, step: int = 0) -> list[Tensor]:
+    player = task.players[0]
+    unfreeze_only(player, task.players)
+    turn = Turn(step=step, rng=SampleRng(0, "decoder", batch.sample_ids))
+    loss, _ = task.decoder_loss(player.engine, batch, turn)
+    return list(torch.autograd.grad(loss, list(player.trainable.values())))
+
+
+def test_gradients_are_those_of_the_summed_losses(image_model, random_batch):
+    """The two-step differentiation equals plain autograd of error + weight * opinion."""
+    task = task_for(image_model, critic_weight=0.5, temporal_weight=2.0)
+    batch = random_batch(SHAPE)
+    found = gradients(task, batch)
+
+    with torch.no_grad():
+        latents = task.vae.encode(batch.clip.flatten(0, 1)).latent_dist.mean
+    decoded = task.players[0].module(latents.unflatten(0, SHAPE[:2]))
+    error = decoded - batch.clip
+    over = (1, 2, 3, 4)
+    reconstruction = (
+        error.abs().mean(over)
+        + error.square().mean(over)
+        + 2.0 * (error[:, 1:] - error[:, :-1]).abs().mean(over)
+    )
+    opinion = -task.critic(decoded).mean(dim=(1, 2, 3))
+    weight = adaptive_weight(
+        torch.autograd.grad(reconstruction.sum(), decoded, retain_graph=True)[0],
+        torch.autograd.grad(opinion.sum(), decoded, retain_graph=True)[0],
+    )
+    loss = (reconstruction + 0.5 * weight.detach() * opinion).mean()
+    expected = torch.autograd.grad(loss, list(task.players[0].trainable.values()))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-5, rtol=1e-3)
+
+
+def test_the_critics_gradient_is_brought_to_the_size_of_the_errors():
+    by_error, by_critic = torch.zeros(2, 1, 1, 2, 2), torch.zeros(2, 1, 1, 2, 2)
+    by_error[0, ..., 0, 0], by_critic[0, ..., 0, 0] = 3.0, 0.5
+    by_error[1, ..., 0, :], by_critic[1, ..., 0, 0] = torch.tensor([3.0, 4.0]), 10.0
+    assert adaptive_weight(by_error, by_critic).tolist() == pytest.approx([6.0, 0.5], rel=1e-3)
+
+
+def test_a_critic_without_opinion_does_not_get_infinite_weight():
+    weight = adaptive_weight(torch.full((1, 1, 1, 1, 1), 1e6), torch.zeros(1, 1, 1, 1, 1))
+    assert weight.tolist() == [1e4]
+
+
+def test_heldout_clips_are_measured_one_by_one(image_model, random_batch):
+    task, batch = task_for(image_model), random_batch(SHAPE)
+    turn = Turn(step=0, rng=SampleRng(0, "heldout", batch.sample_ids))
+    with torch.no_grad():
+        found = task.heldout(task.players[0].module, batch, turn)
+    assert found["psnr"].shape == found["flicker"].shape == (2,)
+
+
+def test_what_is_saved_decodes_alike(image_model, random_batch, tmp_path: Path):
+    task = task_for(image_model)
+    play(task, "decoder", random_batch(SHAPE))
+    assert sorted(task.save(tmp_path)) == ["temporal_decoder", "vae"]
+    vae = load_vae(tmp_path / "vae")
+    temporal = temporal_decoder_for(vae, seed=9)
+    temporal.load(tmp_path / "temporal_decoder")
+    latents = torch.randn(1, 3, 4, 8, 8)
+    with torch.no_grad():
+        found = VideoDecoder(vae, temporal).eval()(latents)
+        expected = task.players[0].module.eval()(latents)
+    assert torch.equal(found, expected)
