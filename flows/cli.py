@@ -137,6 +137,22 @@ def sample(
 
 @app.command()
 @_answering
+def evaluate(
+    runfile: RunFile,
+    overrides: Overrides = None,
+    stage: Annotated[str | None, typer.Option(help="one stage; default: all trained ones")] = None,
+) -> None:
+    """Measures trained stages on held-out clips once more.
+
+    Example: videoldm evaluate tiny --stage temporal
+    """
+    from flows import session
+
+    session.evaluate(load_run(runfile, overrides), stage)
+
+
+@app.command()
+@_answering
 def doctor(runfile: RunFile = "tiny", overrides: Overrides = None) -> None:
     """Checks this machine before anything is queued.
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.pretty import Pretty
 
 from flows.config import RunConfig, store_run, table_of, tracking_uri
-from flows.dag import Attempt, Ledger, Step, due_steps
+from flows.dag import Attempt, Ledger, Made, Step, due_steps
 from flows.failures import StepsFailed
 from flows.launch import Launcher
 from flows.launch.local import LocalLauncher
@@ -19,7 +20,7 @@ from flows.results import Ending
 from flows.run import Crew, locked, make_due
 from flows.stages import Foreman
 from flows.steps import cascade_steps
-from flows.summary import show_summary
+from flows.summary import show_summary, show_worth
 from flows.terminal import Terminal
 from flows.tracking import CASCADE, Status, Tracker, git_commit
 from videoldm_core.errors import UserError
@@ -79,14 +80,50 @@ def sample_to(run: RunConfig, video: Path | None, *, launcher: Launcher | None =
         target = (video or run.out / "video.mp4").absolute()
         step = next(step for step in session.steps if step.name == "sample")
         with session.terminal:
-            session.terminal.started(step)
-            attempt = Attempt(
-                goes_on=False,
-                on_line=lambda line: session.terminal.line(step, line),
-                cancelled=threading.Event(),
-            )
-            Ending(session.foreman).sample_to(target, attempt)
+            Ending(session.foreman).sample_to(target, _attempt(session.terminal, step))
         return target
+
+
+def evaluate(
+    run: RunConfig, stage: str | None = None, *, launcher: Launcher | None = None
+) -> list[dict[str, Any]]:
+    """Measures one trained stage, or all of them, once more; the rows of the worth table.
+
+    Raises:
+        UserError: the stage, or any stage at all, is not trained.
+    """
+    with _session(run, launcher or LocalLauncher()) as session:
+        foreman, terminal = session.foreman, session.terminal
+        names = (
+            [foreman.table.stage(stage).name] if stage else [r.name for r in foreman.table.stages]
+        )
+        trained = [name for name in names if (run.stage_folder(name) / "stage.json").is_file()]
+        if not trained:
+            raise UserError(
+                f"There is no trained stage {stage or 'at all'} in {str(run.out)!r}; "
+                f"train it first: videoldm train {stage or names[0]} RUNFILE."
+            )
+        rows: list[dict[str, Any]] = []
+        with terminal:
+            for name in trained:
+                step = Step(name=name, title=f"evaluate {name}", make=_nothing)
+                rows += foreman.evaluate(name, _attempt(terminal, step))
+        show_worth(rows, terminal)
+        return rows
+
+
+def _attempt(terminal: Terminal, step: Step) -> Attempt:
+    """An attempt at a step outside the graph, with its bar."""
+    terminal.started(step)
+    return Attempt(
+        goes_on=False,
+        on_line=lambda line: terminal.line(step, line),
+        cancelled=threading.Event(),
+    )
+
+
+def _nothing(attempt: Attempt) -> Made:
+    raise AssertionError("a step that is only shown is not made")
 
 
 @contextlib.contextmanager

@@ -63,6 +63,25 @@ class Foreman:
         seconds = published.process_seconds
         return Made(output=folder / "stage.json", files=weights, process_seconds=seconds)
 
+    def evaluate(self, stage: str, attempt: Attempt) -> list[dict[str, Any]]:
+        """Measures a published stage once more; the rows go to its MLflow run too."""
+        from videoldm_core.metrics.worth import WorthRow
+
+        folder = self.run.stage_folder(stage)
+        command = Command(
+            module="videoldm_core.evaluate",
+            argument=folder / "job.json",
+            processes=0,
+            log=folder / "evaluate.log",
+            journal=folder / "evaluate.journal.jsonl",
+        )
+        self.launcher.launch(command, on_line=attempt.on_line, cancelled=attempt.cancelled)
+        rows = json.loads((folder / "worth.json").read_text())
+        if self.tracker.knows(stage):
+            for row in rows:
+                self.tracker.add(stage, metrics=worth_metrics(WorthRow.model_validate(row)))
+        return rows
+
     def job(self, stage: "Stage") -> "Job":
         """What the training command of a stage is told.
 

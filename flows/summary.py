@@ -44,9 +44,8 @@ def measured(mean: float, spread: float) -> str:
     return f"{number(mean)} ± {spread:.1g}" if spread else number(mean)
 
 
-def show_summary(run: RunConfig, table: "Preset", terminal: Terminal) -> None:
-    """Prints the worth table, the results and the commands that open the pages."""
-    rows = worth_rows(run, table)
+def show_worth(rows: list[dict[str, Any]], terminal: Terminal) -> None:
+    """Prints the worth table, and names the stages that fail."""
     shown = Table(title="Does every stage prove its worth?", title_justify="left", box=SIMPLE)
     for column in ("stage", "metric", "value", "must beat", ""):
         shown.add_column(column)
@@ -63,6 +62,11 @@ def show_summary(run: RunConfig, table: "Preset", terminal: Terminal) -> None:
     failed = sorted({row["stage"] for row in rows if not row["passed"]})
     if failed:
         terminal.say(f"Not worth it yet: {', '.join(failed)}.")
+
+
+def show_summary(run: RunConfig, table: "Preset", terminal: Terminal) -> None:
+    """Prints the worth table, the results and the commands that open the pages."""
+    show_worth(worth_rows(run, table), terminal)
     _show_places(run, terminal)
 
 

@@ -103,6 +103,10 @@ class Tracker:
                 )
             )
 
+    def knows(self, name: str) -> bool:
+        """Whether there is anything to tell about a run."""
+        return name in self._tellings.runs
+
     def run_id(self, name: str) -> str | None:
         """MLflow's id of a run; None until it was first delivered."""
         telling = self._tellings.runs.get(name)

@@ -85,8 +85,8 @@ def environment(processes: int) -> dict[str, str]:
     }
     threads = max(1, usable_cores() // max(1, processes))
     cpu_only = {} if has_accelerator() else {"DS_ACCELERATOR": "cpu"}
-    # glibc would return every large tensor to the kernel and page it in anew, which takes up to half
-    # the time of a CPU step (measured 1.2-1.5x).
+    # glibc would return every large tensor to the kernel and page it in anew, which takes up to
+    # half the time of a CPU step (measured 1.2-1.5x).
     keep_memory = {
         "MALLOC_MMAP_THRESHOLD_": str(1 << 34),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 34),

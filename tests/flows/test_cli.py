@@ -13,7 +13,7 @@ from flows.failures import StepsFailed
 from videoldm_core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["run", "admit", "encode", "train", "sample", "doctor"]
+COMMANDS = ["run", "admit", "encode", "train", "sample", "evaluate", "doctor"]
 
 
 def videoldm(*words: str):
@@ -67,6 +67,13 @@ def test_sampling_without_trained_stages_says_which_is_missing(tmp_path):
     result = videoldm("sample", "tiny", f"out={tmp_path}")
     assert result.exit_code == 2
     assert "error: The stage 'autoencoder' is not trained" in result.stderr
+
+
+def test_evaluating_without_a_trained_stage_says_how_to_get_one(tmp_path):
+    result = videoldm("evaluate", "tiny", f"out={tmp_path}", "--stage", "temporal")
+    assert result.exit_code == 2
+    assert "There is no trained stage temporal" in result.stderr
+    assert "videoldm train temporal" in result.stderr
 
 
 def test_an_output_folder_that_cannot_be_is_one_sentence(tmp_path):

@@ -13,7 +13,7 @@ from flows.failures import StepsFailed
 from flows.launch import Command, StageCrashed
 from flows.prepare import Request as PrepareRequest
 from flows.registry import read_release
-from flows.session import sample_to, work
+from flows.session import evaluate, sample_to, work
 from flows.tracking import Tracker
 from tests.flows.test_report import write_video
 from videoldm_core.errors import UserError
@@ -35,6 +35,7 @@ class FakeLauncher:
             "flows.prepare": self.prepare,
             "videoldm_core.train": self.train,
             "videoldm_core.generate": self.generate,
+            "videoldm_core.evaluate": self.evaluate,
         }
         answer[command.module](command)
 
@@ -79,6 +80,13 @@ class FakeLauncher:
         request = json.loads(command.argument.read_text())
         self.note("sample")
         write_video(Path(request["out"]))
+
+    def evaluate(self, command: Command) -> None:
+        name = load_job(command.argument).stage.name
+        self.note(f"evaluate {name}")
+        row = {"stage": name, "metric": "loss", "unit": "", "higher_is_better": False}
+        row |= {"value": [0.5, 0.0], "baselines": [["image", 0.4, 0.0, True]], "passed": False}
+        command.argument.with_name("worth.json").write_text(json.dumps([row]))
 
     def note(self, step: str) -> None:
         self.ran.append(step)
@@ -125,6 +133,12 @@ def test_a_run_makes_registers_and_reports_everything_once(run, capsys):
     work(run, launcher=launcher)
     assert launcher.ran == []
 
+    rows = evaluate(run, "temporal", launcher=launcher)
+    assert [row["stage"] for row in rows] == ["temporal"]
+    assert "Not worth it yet: temporal." in capsys.readouterr().out
+    assert launcher.ran == ["evaluate temporal"]
+
+    launcher.ran.clear()
     shutil.rmtree(run.stage_folder("decoder"))
     work(run, launcher=launcher)
     assert launcher.ran == ["decoder", "sample"]
