@@ -18,7 +18,10 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(path, error) from error
         if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
             self._append("\n")
 
