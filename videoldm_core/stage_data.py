@@ -36,6 +36,12 @@ class StageData:
         mine = [numbers[(self._rank * share + i) % len(numbers)] for i in range(share)]
         return self._read(windows, mine, first_id=self._rank * share)
 
+    def first_heldout(self, clips: int) -> Batch:
+        """Evenly spaced held-out windows as one batch, the same for every process."""
+        windows = self.windows("heldout")
+        numbers = windows.evenly_spaced(clips)
+        return read_batch(self.store, windows, numbers, resize_to=self.frame_size)
+
     def training_clips(self) -> list[Batch]:
         """A few evenly spaced training windows, the same for every process."""
         windows = self.windows("train")

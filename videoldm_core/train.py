@@ -21,6 +21,8 @@ from videoldm_core.evaluate import judge
 from videoldm_core.files import disk_error
 from videoldm_core.job import Job, load_job
 from videoldm_core.metrics.worth import WorthRow
+from videoldm_core.objectives.task import Parts
+from videoldm_core.previews import CLIPS, write_preview
 from videoldm_core.stage_data import StageData
 from videoldm_core.tasks import build_task
 from videoldm_core.training import actions
@@ -173,8 +175,10 @@ class StageRun:
         if distributed.is_initialized():
             distributed.broadcast_object_list(names)
         own = {name: weights / name for name in names[0]}
-        worth = judge(job, {**job.parts, **own}, self.data)
+        parts = {**job.parts, **own}
+        worth = judge(job, parts, self.data)
         if self.rank == 0:
+            self._show(parts)
             self._write_published(own, worth)
             shutil.rmtree(self.checkpoints.parent, ignore_errors=True)
 
@@ -193,6 +197,13 @@ class StageRun:
         except OSError as error:
             raise disk_error(weights, error) from error
         return names
+
+    def _show(self, parts: Parts) -> None:
+        name = "previews/heldout.png"
+        batch = self.data.first_heldout(CLIPS)
+        write_preview(self.job, parts, batch, self.null_text, self.job.out / name)
+        if self.journal:
+            self.journal.write(step=self.job.stage.steps, image=name, name="held-out clips")
 
     def _write_published(self, own: dict[str, Path], worth: tuple[WorthRow, ...]) -> None:
         job = self.job

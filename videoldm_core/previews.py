@@ -1,0 +1,130 @@
+"""A picture of what a trained stage makes of held-out clips, for the people who look at a run.
+
+Rows are clips, columns are frames. What a stage makes comes below what it is compared with.
+"""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from videoldm_core.conditioning import (
+    AnyGiven,
+    FirstFrames,
+    Given,
+    KeyFrames,
+    LowResolution,
+    mark_known,
+)
+from videoldm_core.data.loader import Batch
+from videoldm_core.job import Job
+from videoldm_core.metrics.measuring import clean_low_resolution
+from videoldm_core.models.image import load_vae
+from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
+from videoldm_core.objectives.autoencoding import Autoencoding
+from videoldm_core.objectives.denoising import Denoiser, Denoising, load_denoiser
+from videoldm_core.objectives.task import Parts
+from videoldm_core.randomness import SampleRng
+from videoldm_core.sampling.guidance import Guidance, guided_prediction
+from videoldm_core.sampling.samplers import sample
+
+CLIPS = 3
+STEPS = 15
+CELL_WIDTH_PX = 160
+
+
+@torch.no_grad()
+def write_preview(job: Job, parts: Parts, batch: Batch, null_text: Tensor, path: Path) -> None:
+    """Writes a PNG of what the stage with these parts makes of the clips of `batch`.
+
+    Args:
+        null_text: embedding of the empty text, l d.
+    """
+    objective = job.stage.objective
+    if isinstance(objective, Denoising):
+        rows = _denoised(load_denoiser(parts), objective.given, parts, batch, null_text)
+    elif isinstance(objective, Autoencoding):
+        frames = batch.clip[:, 0]
+        decoded = load_vae(parts["vae"])(frames).sample
+        rows = [frames, decoded.clamp(-1, 1)]
+    else:
+        rows = _decoded(job.parts, parts, batch.clip)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(rows).save(path)
+
+
+def picture(rows: list[Tensor]) -> Image.Image:
+    """Rows of frames (n 3 H W) in [-1, 1], one below the other."""
+    height, width = rows[0].shape[-2:]
+    size = (round(height * CELL_WIDTH_PX / width), CELL_WIDTH_PX)
+    strips = []
+    for row in rows:
+        cells = interpolate(row, size=size, mode="bilinear", antialias=True)
+        strips.append(rearrange(cells, "n c h w -> h (n w) c"))
+    pixels = ((torch.cat(strips).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+def _denoised(
+    model: Denoiser, kind: AnyGiven, parts: Parts, batch: Batch, null_text: Tensor
+) -> list[Tensor]:
+    clip = batch.clip * model.scale
+    given = _given(kind, model, clip)
+    rng = SampleRng(0, "preview", batch.sample_ids)
+    made = given.from_diffused(
+        sample(
+            lambda noisy, timesteps: guided_prediction(
+                model,
+                noisy,
+                timesteps,
+                text=batch.text,
+                null_text=null_text.expand_as(batch.text),
+                given=given,
+                guidance=Guidance(),
+                label=batch.stride_index if model.told_pass else None,
+            ),
+            rng.normal(tuple(clip.shape[1:])),
+            model.schedule,
+            sampler="ddim",
+            steps=STEPS,
+            generator=torch.Generator().manual_seed(0),
+        )
+    )
+    vae = load_vae(parts["vae"]) if "vae" in parts else None
+    shown = [clip, made] if given.base is None else [clip, given.base, made]
+    videos = [_as_frames(video / model.scale, vae) for video in shown]
+    if clip.shape[1] == 1:
+        return [video[:, 0] for video in videos]
+    return [video[i] for i in range(len(clip)) for video in videos]
+
+
+def _given(kind: AnyGiven, model: Denoiser, clip: Tensor) -> Given:
+    """One frame for a predictor, the key frames for an interpolator, no noise for an upscaler."""
+    if isinstance(kind, FirstFrames):
+        return mark_known(clip, (torch.arange(clip.shape[1]) < 1).expand(len(clip), -1))
+    if isinstance(kind, KeyFrames):
+        return mark_known(clip, kind.mask(clip.shape[1]).expand(len(clip), -1))
+    if isinstance(kind, LowResolution):
+        return clean_low_resolution(kind, model, clip)
+    return Given()
+
+
+def _as_frames(video: Tensor, vae: AutoencoderKL | None) -> Tensor:
+    """b t 3 H W of pixels, or of latents by the image decoder."""
+    if vae is None:
+        return video
+    return VideoDecoder(vae)(video)
+
+
+def _decoded(inherited: Parts, parts: Parts, clip: Tensor) -> list[Tensor]:
+    image, tuned = load_vae(inherited["vae"]), load_vae(parts["vae"])
+    temporal = temporal_decoder_for(tuned, seed=0)
+    temporal.load(parts["temporal_decoder"])
+    latents = image.encode(rearrange(clip, "b t c h w -> (b t) c h w")).latent_dist.mean
+    latents = rearrange(latents, "(b t) c h w -> b t c h w", b=len(clip))
+    videos = [clip, VideoDecoder(image)(latents), VideoDecoder(tuned, temporal).eval()(latents)]
+    return [video[i] for i in range(len(clip)) for video in videos]
