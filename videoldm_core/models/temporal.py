@@ -44,7 +44,7 @@ class TemporalResBlock(nn.Module):
         channels: of the spatial block's output.
         embedding: size of the diffusion-time embedding; None in the decoder, which has none.
         groups: of the group norms; statistics run over frames too.
-        frames: see `Mixer`.
+        frames, logit: see `Mixer`.
         context: channels of the context map fed in (§3.2), or None.
     """
 
@@ -57,6 +57,7 @@ class TemporalResBlock(nn.Module):
         eps: float = 1e-5,
         frames: int | None = None,
         context: int | None = None,
+        logit: float = 0.5,
     ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, channels, eps)
@@ -65,7 +66,7 @@ class TemporalResBlock(nn.Module):
         self.norm2 = nn.GroupNorm(groups, channels, eps)
         self.conv2 = zeroed(nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)))
         self.context = zeroed(nn.Conv2d(context, channels, 1)) if context else None
-        self.mixer = Mixer(frames)
+        self.mixer = Mixer(frames, logit)
 
     def forward(
         self, x: Tensor, frames: int, embedding: Tensor | None = None, context: Tensor | None = None

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from videoldm_core.models.places import Place, decoder_places, resnet_name
-from videoldm_core.models.temporal import TemporalResBlock
+from videoldm_core.models.temporal import TemporalResBlock, zeroed
 from videoldm_core.models.weights import check_keys, read_tensors
 
 
@@ -28,16 +28,14 @@ class TemporalDecoderLayers(nn.Module):
         self.layers = nn.ModuleDict(
             {
                 place.name: TemporalResBlock(
-                    place.channels, embedding=None, groups=groups, eps=1e-6
+                    place.channels, embedding=None, groups=groups, eps=1e-6, logit=0.0
                 )
                 for place in places
             }
         )
-        for layer in self.layers.values():
-            nn.init.zeros_(layer.mixer.logit)
-        self.last = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
-        nn.init.zeros_(self.last.bias)
-        nn.init.dirac_(self.last.weight)  # passes its input on unchanged before training
+        last = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+        self.last = zeroed(last)
+        nn.init.dirac_(last.weight)  # passes its input on unchanged before training
 
     def save(self, folder: Path) -> None:
         """Writes temporal_decoder.safetensors."""

@@ -7,7 +7,7 @@ With no temporal layers, or with alpha = 1, the walk is the image model frame by
 from dataclasses import dataclass
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import Transformer2DModel, UNet2DConditionModel
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -180,7 +180,7 @@ class VideoUNet(nn.Module):
         return self._run(block, h)
 
     def _transformer(
-        self, attention: nn.Module, block: str, j: int, h: Tensor, given: _Conditions
+        self, attention: Transformer2DModel, block: str, j: int, h: Tensor, given: _Conditions
     ) -> Tensor:
         """A Transformer2DModel opened at its blocks: the temporal one comes before proj_out."""
         residual = h

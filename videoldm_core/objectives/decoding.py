@@ -83,8 +83,8 @@ class DecodingTask:
         """
         video = batch.clip.to(device_of(net))
         decoded = net(self._encode(video)).float()
+        frames = decoded.detach().requires_grad_()
         self._decoded = decoded.detach()
-        frames = self._decoded.clone().requires_grad_()
         loss = self._reconstruction(frames, video)
         (gradient,) = torch.autograd.grad(loss.sum(), frames)
         metrics = {"loss": loss.mean().item()}

@@ -25,6 +25,8 @@ SAMPLERS: dict[str, Any] = {
     "unipc": UniPCMultistepScheduler,
 }
 
+MULTISTEP = ("dpm++", "unipc")
+
 # (noisy clip, timesteps (b)) -> prediction, both b t c h w
 Predict = Callable[[Tensor, Tensor], Tensor]
 
@@ -50,12 +52,19 @@ def sample(
     """
     if sampler not in SAMPLERS:
         raise UserError(f"Unknown sampler {sampler!r}; {nearest(sampler, list(SAMPLERS))}")
-    scheduler = SAMPLERS[sampler].from_config(schedule.config)
+    scheduler = SAMPLERS[sampler].from_config(schedule.config, **_spacing(sampler, schedule))
     scheduler.set_timesteps(steps, device=noise.device)
-    options = {} if sampler in ("dpm++", "unipc") else {"generator": generator}
+    options = {} if sampler in MULTISTEP else {"generator": generator}
     clip = noise * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(clip, timestep)
         level = torch.full((len(noise),), int(timestep), device=noise.device)
         clip = scheduler.step(predict(scaled, level), timestep, clip, **options).prev_sample
     return clip
+
+
+def _spacing(sampler: str, schedule: NoiseSchedule) -> dict[str, str]:
+    # With "leading" these two start from level 750 of 1000 at 250 steps (950 at 50), though what they
+    # are given is noise alone.
+    leading = schedule.config["timestep_spacing"] == "leading"
+    return {"timestep_spacing": "linspace"} if leading and sampler in MULTISTEP else {}
