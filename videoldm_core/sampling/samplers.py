@@ -64,7 +64,7 @@ def sample(
 
 
 def _spacing(sampler: str, schedule: NoiseSchedule) -> dict[str, str]:
-    # With "leading" these two start from level 750 of 1000 at 250 steps (950 at 50), though what they
-    # are given is noise alone.
+    # With "leading" these two would start from level 750 of 1000 at 250 steps (950 at 50), though
+    # what they are given is noise alone.
     leading = schedule.config["timestep_spacing"] == "leading"
     return {"timestep_spacing": "linspace"} if leading and sampler in MULTISTEP else {}
