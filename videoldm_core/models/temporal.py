@@ -48,7 +48,7 @@ class TemporalResBlock(nn.Module):
         context: channels of the context map fed in (§3.2), or None.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the decoder's and the UNet's blocks differ in these
         self,
         channels: int,
         *,
