@@ -1,6 +1,5 @@
 """Samples a video with a whole cascade: `python -m videoldm_core.generate request.json`."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from videoldm_core.errors import UserError
 from videoldm_core.models.image import load_vae
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
 from videoldm_core.objectives.denoising import Denoising, load_denoiser
-from videoldm_core.records import Record, parse_record
+from videoldm_core.records import Record, load_record
 from videoldm_core.sampling.long import Cascade, Prompt, Sampling, SamplingConfig
 from videoldm_core.sampling.video_file import VideoFile
 from videoldm_core.training.journal import Journal
@@ -37,10 +36,7 @@ class Request(Record):
 def main() -> int:
     """The command; a user's error is one sentence on stderr and exit code 2."""
     try:
-        path = Path(sys.argv[1])
-        if not path.is_file():
-            raise UserError(f"No request file at {str(path)!r}.")
-        generate(parse_record(Request, json.loads(path.read_text()), where=str(path)))
+        generate(load_record(Request, Path(sys.argv[1]), what="request file"))
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from videoldm_core.cascade import Stage, VideoFormat
 from videoldm_core.errors import UserError
-from videoldm_core.records import Record, parse_record
+from videoldm_core.records import Record, load_record
 
 
 class Job(Record):
@@ -59,8 +59,6 @@ def load_job(path: Path) -> Job:
     """Reads a job file.
 
     Raises:
-        UserError: it is missing or names an unknown key.
+        UserError: it is missing, is not JSON or names an unknown key.
     """
-    if not path.is_file():
-        raise UserError(f"No job file at {str(path)!r}.")
-    return parse_record(Job, json.loads(path.read_text()), where=str(path))
+    return load_record(Job, path, what="job file")

@@ -1,6 +1,8 @@
 """The base of every configuration and result record: typed, frozen, JSON both ways."""
 
 import difflib
+import json
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -30,6 +32,26 @@ def parse_record(kind: type[R], values: Any, *, where: str) -> R:
         return kind.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{where}: {_sentence(kind, error)}") from None
+
+
+def load_record(kind: type[R], path: Path, *, what: str) -> R:
+    """Reads a JSON file as a record of type `kind`.
+
+    Args:
+        what: what the file is, for the message ("job file").
+
+    Raises:
+        UserError: it is missing, is not JSON, or does not hold such a record.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"No {what} at {str(path)!r} ({error.strerror}).") from None
+    except ValueError as error:
+        raise UserError(
+            f"The {what} {str(path)!r} is not JSON ({error}); write it again."
+        ) from None
+    return parse_record(kind, values, where=str(path))
 
 
 def nearest(word: str, known: list[str]) -> str:

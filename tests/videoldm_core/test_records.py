@@ -1,10 +1,12 @@
 """Records: frozen, exact about their keys, and errors that name the place."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from videoldm_core.errors import ShardError, UserError
-from videoldm_core.records import Record, nearest, parse_record
+from videoldm_core.records import Record, load_record, nearest, parse_record
 
 
 class Wheel(Record):
@@ -56,3 +58,25 @@ def test_a_word_unlike_all_others_gets_the_list():
 
 def test_shard_errors_are_user_errors():
     assert issubclass(ShardError, UserError)
+
+
+def test_a_file_is_read_as_a_record(tmp_path: Path):
+    (tmp_path / "car.json").write_text('{"colour": "bleu é"}', encoding="utf-8")
+    assert load_record(Car, tmp_path / "car.json", what="car file").colour == "bleu é"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"^No car file at '.*car\.json' \(No such file"),
+        (b"{", r"^The car file '.*car\.json' is not JSON \(.*; write it again\.$"),
+        (b"\xff\xfe", r"^The car file '.*car\.json' is not JSON"),
+        (b'{"colour": 3}', r"car\.json: colour = 3"),
+    ],
+)
+def test_a_file_that_is_no_record_is_reported_in_one_sentence(tmp_path: Path, content, message):
+    path = tmp_path / "car.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_record(Car, path, what="car file")
