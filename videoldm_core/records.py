@@ -61,11 +61,15 @@ def nearest(word: str, known: list[str]) -> str:
 
 
 def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors()[0]
+    # A misspelt key is two errors, an unknown and a missing one; the unknown one says more.
+    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    first = errors[0]
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         known = sorted(_fields_at(kind, path[:-1]))
         return f"unknown key {'.'.join(path)!r}; {nearest(path[-1], known)}"
+    if first["type"] == "missing":
+        return f"key {'.'.join(path)!r} is missing; add it."
     return f"{'.'.join(path) or 'value'} = {first['input']!r}: {first['msg']}."
 
 
