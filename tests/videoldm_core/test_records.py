@@ -46,6 +46,16 @@ def test_a_wrong_value_is_shown_with_its_place():
         parse_record(Car, {"colour": "red", "wheel": {"inches": "big"}}, where="car.yaml")
 
 
+def test_a_misspelt_required_key_is_named_as_unknown_not_as_missing():
+    with pytest.raises(UserError, match=r"unknown key 'color'; did you mean 'colour'\?"):
+        parse_record(Car, {"color": "red"}, where="car.yaml")
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(UserError, match=r"^car.yaml: key 'wheel\.inches' is missing"):
+        parse_record(Car, {"colour": "red", "wheel": {}}, where="car.yaml")
+
+
 def test_values_that_are_no_mapping_are_refused():
     with pytest.raises(UserError, match="car.yaml: value = 5"):
         parse_record(Car, 5, where="car.yaml")

@@ -1,0 +1,106 @@
+"""The table of stages: plain data, citing its source, and consistent in itself."""
+
+from pathlib import Path
+
+import pytest
+
+import videoldm_core.presets
+from videoldm_core.cascade import Preset, Stage, preset
+from videoldm_core.errors import UserError
+from videoldm_core.objectives.autoencoding import Autoencoding
+from videoldm_core.objectives.denoising import Denoising
+from videoldm_core.records import parse_record
+
+PRESETS = [
+    preset(path.stem)
+    for path in sorted(Path(videoldm_core.presets.__path__[0]).glob("*.py"))
+    if path.stem != "__init__"
+]
+STAGES = [
+    pytest.param(one, stage, id=f"{one.name}-{stage.name}")
+    for one in PRESETS
+    for stage in one.stages
+]
+
+
+@pytest.mark.parametrize(("one", "stage"), STAGES)
+def test_a_stage_is_plain_data(one: Preset, stage: Stage):
+    assert Stage.model_validate_json(stage.model_dump_json()) == stage
+    assert parse_record(Stage, stage.model_dump(mode="json"), where=stage.name) == stage
+
+
+@pytest.mark.parametrize("one", PRESETS, ids=lambda one: one.name)
+def test_a_preset_is_plain_data(one: Preset):
+    assert Preset.model_validate_json(one.model_dump_json()) == one
+
+
+@pytest.mark.parametrize(("one", "stage"), STAGES)
+def test_a_stage_cites_the_section_it_comes_from(one: Preset, stage: Stage):
+    assert "§" in stage.paper
+
+
+@pytest.mark.parametrize(("one", "stage"), STAGES)
+def test_a_stage_starts_from_stages_before_it(one: Preset, stage: Stage):
+    """So there is no cycle, and the order of the table is one in which it can be trained."""
+    names = [row.name for row in one.stages]
+    before = names[: names.index(stage.name)]
+    assert set(stage.starts_from) <= set(before)
+
+
+@pytest.mark.parametrize("one", PRESETS, ids=lambda one: one.name)
+def test_no_two_stages_share_a_name(one: Preset):
+    names = [row.name for row in one.stages]
+    assert len(names) == len(set(names))
+
+
+def parts_of(one: Preset, name: str) -> set[str]:
+    """Parts that exist once the stage `name` is trained, inherited ones included."""
+    stage = one.stage(name)
+    made = set(stage.trains)
+    if isinstance(stage.objective, Denoising) and stage.objective.schedule:
+        made.add("scheduler")
+    return made.union(*(parts_of(one, parent) for parent in stage.starts_from))
+
+
+@pytest.mark.parametrize(("one", "stage"), STAGES)
+def test_a_stage_inherits_all_that_it_does_not_make(one: Preset, stage: Stage):
+    inherited: set[str] = set().union(*(parts_of(one, parent) for parent in stage.starts_from))
+    needed = {"vae"} if stage.reads == "latents" else set()
+    if isinstance(stage.objective, Denoising):
+        if stage.objective.unet is None:
+            needed |= {"unet", "scheduler"}
+    elif not isinstance(stage.objective, Autoencoding):
+        needed.add("vae")
+    assert needed <= inherited
+
+
+@pytest.mark.parametrize(("one", "stage"), STAGES)
+def test_a_clip_of_the_store_is_long_enough_for_the_stage(one: Preset, stage: Stage):
+    longest = one.video.fps * one.video.clip_seconds
+    assert all((stage.frames - 1) * stride + 1 <= longest for stride in stage.strides)
+
+
+@pytest.mark.parametrize(("one", "stage"), STAGES)
+def test_learning_rates_have_time_to_rise_and_fall(one: Preset, stage: Stage):
+    assert stage.warmup + stage.cooldown <= stage.steps
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match=r"Unknown preset 'tinny'; did you mean 'tiny'\?"):
+        preset("tinny")
+
+
+def test_an_unknown_stage_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match=r"Unknown stage 'temporl'; did you mean 'temporal'\?"):
+        preset("tiny").stage("temporl")
+
+
+def test_an_unknown_stage_unlike_all_others_gets_the_list():
+    with pytest.raises(UserError, match=r"Unknown stage 'zzz'; known: autoencoder, decoder, "):
+        preset("tiny").stage("zzz")
+
+
+def test_a_stage_with_an_unknown_key_is_refused_with_the_nearest():
+    values = preset("tiny").stage("temporal").model_dump(mode="json") | {"stride": [16]}
+    with pytest.raises(UserError, match=r"unknown key 'stride'; did you mean 'strides'\?"):
+        parse_record(Stage, values, where="the run file")
