@@ -1,0 +1,249 @@
+"""The command that trains a stage, as real processes: killed, resumed, repeated, and refusing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from videoldm_core.cascade import Stage, VideoFormat
+from videoldm_core.conditioning import FirstFrames
+from videoldm_core.data.shards import (
+    ClipInfo,
+    Index,
+    IndexedShard,
+    LatentClip,
+    ShardWriter,
+    StoreIdentity,
+)
+from videoldm_core.job import Job
+from videoldm_core.metrics.video_proofs import UsesFirstFrames
+from videoldm_core.models.text import TextConfig, TextTower
+from videoldm_core.objectives.denoising import Denoising
+from videoldm_core.train import main
+from videoldm_core.training.engine import OptimizerConfig
+from videoldm_core.training.published import part_paths, read_published
+
+STEPS, CHECKPOINT_EVERY = 50, 4
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # the same sums in every process
+
+STAGE = Stage(
+    name="predictor",
+    paper="§3.2",
+    objective=Denoising(alpha="scalar", given=FirstFrames()),
+    proves=UsesFirstFrames(),
+    starts_from=("image",),
+    trains=("temporal",),
+    reads="latents",
+    frames=3,
+    strides=(2,),
+    batch=2,
+    optimizer=OptimizerConfig(lr=1e-3),
+    steps=STEPS,
+    warmup=2,
+    cooldown=10,
+    ema=0.9,
+    heldout_clips=2,
+)
+
+
+def write_store(folder: Path) -> Path:
+    """Six clips of random latents, two of them held out."""
+    identity = StoreIdentity(
+        kind="latents",
+        encoder="e" * 64,
+        preprocessing="none",
+        fps=8,
+        height_px=8,
+        width_px=16,
+        text="f" * 64,
+    )
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    with ShardWriter(folder / "shard-000000.tar", shard="shard-000000", identity=identity) as tar:
+        for i in range(6):
+            info = ClipInfo(
+                key=f"{i:016x}",
+                source=f"{i}.mp4",
+                source_digest="ab" * 32,
+                start_s=0.0,
+                fps=8,
+                frames=9,
+                caption="",
+                split="train" if i < 4 else "heldout",
+            )
+            latents = generator.standard_normal((9, 4, 4, 8)).astype(np.float16)
+            text = generator.standard_normal((4, 8)).astype(np.float16)
+            tar.add(LatentClip(info=info, latents=latents, text=text))
+    manifest = tar.manifest()
+    (folder / "shard-000000.json").write_text(manifest.model_dump_json())
+    shard = IndexedShard(name="shard-000000", sha256=manifest.sha256, samples=6)
+    index = Index(kind="latents", identity=identity, shards=(shard,))
+    (folder / "index.json").write_text(index.model_dump_json())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def job_of(image_model: dict[str, Path], tmp_path_factory) -> Callable[..., tuple[Job, Path]]:
+    """job_of("name", seed=1): a job of a folder of its own, and its file."""
+    root = tmp_path_factory.mktemp("run")
+    store = write_store(root / "store")
+    config = TextConfig(context_length=4, width=8, heads=2, layers=1)
+    TextTower.build(config).save(root / "text_tower")
+
+    def make(name: str, **changes) -> tuple[Job, Path]:
+        job = Job(
+            **{
+                "stage": STAGE,
+                "video": VideoFormat(fps=8, height=8, width=16, clip_seconds=2),
+                "parts": image_model,
+                "parents": {"image": "a" * 64},
+                "latents": store,
+                "text_tower": root / "text_tower",
+                "out": root / name,
+                "checkpoint_every": CHECKPOINT_EVERY,
+                "evaluate_every": 20,
+            }
+            | changes
+        )
+        (root / f"{name}.json").write_text(job.model_dump_json())
+        return job, root / f"{name}.json"
+
+    return make
+
+
+def started(file: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "videoldm_core.train", str(file)],
+        env=ONE_THREAD,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def in_this_process(file: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["train", str(file)])
+    return main()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def journal(job: Job) -> list[dict]:
+    return [json.loads(line) for line in (job.out / "journal.jsonl").read_text().splitlines()]
+
+
+def wait_for_checkpoint(job: Job, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not list(job.out.glob("checkpoints/*/step_*")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint in two minutes"
+        time.sleep(0.005)
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_it_never_was(job_of, monkeypatch, one_thread):
+    """kill -9 after a checkpoint; the same command then gives the same weights to the bit."""
+    whole, whole_file = job_of("whole")
+    assert in_this_process(whole_file, monkeypatch) == 0
+
+    job, file = job_of("killed")
+    process = started(file)
+    wait_for_checkpoint(job, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert read_published(job.out) is None
+
+    assert in_this_process(file, monkeypatch) == 0
+    starts = [line["start"] for line in journal(job) if "start" in line]
+    assert starts[0] == 0
+    assert starts[1] >= CHECKPOINT_EVERY
+    assert starts[1] % CHECKPOINT_EVERY == 0
+
+    found, expected = (
+        load_file(part_paths(each.out, verify=True)["temporal"] / "temporal.safetensors")
+        for each in (job, whole)
+    )
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+    # Every step was taken, and none that a checkpoint had kept was taken twice.
+    steps = [line["step"] for line in journal(job) if "loss" in line.get("metrics", {})]
+    assert sorted(set(steps)) == list(range(1, STEPS + 1))
+    assert all(steps.count(step) == 1 for step in range(1, starts[1] + 1))
+    assert not (job.out / "checkpoints").exists()
+
+    before = {path: path.stat().st_mtime_ns for path in job.out.rglob("*")}
+    assert in_this_process(file, monkeypatch) == 0
+    assert {path: path.stat().st_mtime_ns for path in job.out.rglob("*")} == before
+
+
+def test_a_published_stage_tells_what_made_it(job_of, monkeypatch, one_thread, image_model):
+    job, file = job_of("short", stage=STAGE.model_copy(update={"steps": 2, "cooldown": 0}))
+    assert in_this_process(file, monkeypatch) == 0
+    published = read_published(job.out)
+    assert published is not None
+    assert published.fingerprint == job.fingerprint()
+    assert published.step == 2
+    assert published.parents == job.parents
+    assert sorted(published.parts) == ["scheduler", "temporal", "unet", "vae"]
+    assert part_paths(job.out)["unet"] == image_model["unet"].resolve()
+    assert len(published.worth) == 2
+    assert published.process_seconds > 0
+
+    # Another seed is another stage: the same folder is trained again.
+    _, file = job_of("short", stage=job.stage, seed=1)
+    assert in_this_process(file, monkeypatch) == 0
+    again = read_published(job.out)
+    assert again is not None
+    assert again.fingerprint != published.fingerprint
+    assert again.parts["temporal"].sha256 != published.parts["temporal"].sha256
+
+
+def test_a_job_that_is_not_there_is_one_sentence_and_exit_code_2(tmp_path: Path):
+    process = started(tmp_path / "job.json")
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 2
+    path = str(tmp_path / "job.json")
+    assert error == f"error: No job file at {path!r} (No such file or directory).\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda job: "{", "is not JSON"),
+        (lambda job: job | {"sed": 1}, "unknown key 'sed'; did you mean 'seed'?"),
+        (lambda job: job | {"latents": None}, "reads latents, but the job names no latents store"),
+        (lambda job: job | {"latents": job["latents"] + "x"}, "storex"),
+        (lambda job: job | {"parts": job["parts"] | {"unet": "nowhere"}}, "from 'nowhere'"),
+        (lambda job: job | {"text_tower": "nowhere"}, "nowhere"),
+        (lambda job: job | {"stage": job["stage"] | {"frames": 6}}, "no clip of 11 frames"),
+    ],
+    ids=["not JSON", "unknown key", "no store", "wrong store", "no unet", "no text", "too short"],
+)
+def test_what_is_wrong_is_said_in_one_sentence_with_exit_code_2(
+    job_of, monkeypatch, capsys, change, message
+):
+    job, file = job_of("wrong")
+    changed = change(json.loads(job.model_dump_json()))
+    file.write_text(changed if isinstance(changed, str) else json.dumps(changed))
+    assert in_this_process(file, monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert read_published(job.out) is None
