@@ -29,6 +29,9 @@ class TemporalConfig(Record):
     )
     text: bool = True  # cross-attention to the text in the temporal transformers
     context_channels: int = 0  # channels of c_S = (m * z, m); 0: not given any context (§3.2)
+    # How many frames a direct path from c_S to the output reaches; 0: there is none (the paper).
+    # Deviation: a model that is small and briefly trained copies what it is given from the start.
+    context_reach: int = 0
     labels: int = 0  # values of the label the temporal layers see (interpolator: 2 passes); 0: none
 
 
@@ -52,6 +55,26 @@ class ContextPyramid(nn.Module):
         for down in self.down:
             maps.append(F.silu(down(maps[-1])))
         return maps
+
+
+class ContextShortcut(nn.Module):
+    """Adds a convolution of c_S over time to the output, weighed by the diffusion time.
+
+    out + gate(tau) * Conv_(2r+1,1,1)([m * z, m]),   gate = 1 + W silu(emb); W, Conv start at 0
+    """
+
+    def __init__(self, channels: int, *, reach: int, embedding: int) -> None:
+        super().__init__()
+        self.conv = zeroed(
+            nn.Conv3d(channels, channels - 1, (2 * reach + 1, 1, 1), padding=(reach, 0, 0))
+        )
+        self.gate = zeroed(nn.Linear(embedding, channels - 1))
+
+    def forward(self, given: Tensor, embedding: Tensor) -> Tensor:
+        """Maps c_S b t c+1 h w and the time embedding (b t) e to b t c h w."""
+        gate = 1 + self.gate(F.silu(embedding))
+        copied = self.conv(given.transpose(1, 2)).transpose(1, 2)
+        return copied * gate.view(*given.shape[:2], -1, 1, 1)
 
 
 class TemporalLayers(nn.Module):
@@ -104,6 +127,13 @@ class TemporalLayers(nn.Module):
             if config.context_channels
             else None
         )
+        self.shortcut = (
+            ContextShortcut(
+                config.context_channels, reach=config.context_reach, embedding=embedding
+            )
+            if config.context_channels and config.context_reach
+            else None
+        )
         self.label = zeroed(nn.Embedding(config.labels, embedding)) if config.labels else None
 
     def save(self, folder: Path) -> None:
@@ -145,7 +175,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def _is_conditioning(key: str) -> bool:
-    return key.startswith(("pyramid.", "label.")) or ".context." in key
+    return key.startswith(("pyramid.", "shortcut.", "label.")) or ".context." in key
 
 
 def initialised(layers: TemporalLayers, seed: int) -> TemporalLayers:

@@ -91,7 +91,11 @@ class VideoUNet(nn.Module):
         h = self._up(h, skips, given)
         if self.unet.conv_norm_out:
             h = self.unet.conv_act(self.unet.conv_norm_out(h))
-        return rearrange(self.unet.conv_out(h), "(b t) c h w -> b t c h w", t=frames)
+        out = rearrange(self.unet.conv_out(h), "(b t) c h w -> b t c h w", t=frames)
+        phi = self.temporal
+        if phi is not None and phi.shortcut is not None and context is not None:
+            out = out + phi.shortcut(context, given.temporal_embedding)
+        return out
 
     def _conditions(  # noqa: PLR0913 - the arguments of forward, in its order
         self,

@@ -54,6 +54,7 @@ class Denoising(Record):
     given: AnyGiven = Nothing()
     # How alpha is laid out in new temporal layers; None: no temporal layers, an image model.
     alpha: Literal["scalar", "per_frame"] | None = None
+    context_reach: int = 0  # see TemporalConfig
     text_dropout: float = 0.1  # share of clips that are given the empty text, for guidance
     unet: UNetConfig | None = None  # a new image model; None: the inherited one
     schedule: ScheduleConfig | None = None  # with a new image model
@@ -65,6 +66,7 @@ class Denoising(Record):
         return TemporalConfig(
             frames_in_alpha=frames if self.alpha == "per_frame" else None,
             context_channels=self.given.context_channels(channels),
+            context_reach=self.context_reach,
             labels=strides if strides > 1 else 0,
         )
 
