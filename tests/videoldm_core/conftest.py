@@ -23,7 +23,7 @@ def small_unet() -> UNetConfig:
 
 @pytest.fixture(scope="session")
 def image_model(small_unet: UNetConfig, tmp_path_factory: pytest.TempPathFactory):
-    """Parts of an image model on disk: unet, scheduler and vae; latents are half as wide as frames."""
+    """Parts of an image model on disk: unet, scheduler, and vae that halves height and width."""
     folder = tmp_path_factory.mktemp("image model")
     parts: dict[str, Path] = {name: folder / name for name in ("unet", "scheduler", "vae")}
     small_unet.build(0).save_pretrained(parts["unet"])

@@ -1,5 +1,6 @@
 """DeepSpeed on two real processes against one torch process, and checkpoints across both."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -7,18 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from players_program import decoding_task, denoising_task, run
 from safetensors.torch import load_file
 
 PROGRAM = Path(__file__).with_name("players_program.py")
 STEPS = 3
+_spec = importlib.util.spec_from_file_location("players_program", PROGRAM)
+program = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(program)
 
 
 def two_processes(weights: Path, *requests: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         + [str(PROGRAM), str(weights), *requests],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(PROGRAM.parents[3])},
         capture_output=True,
         text=True,
         timeout=280,
@@ -38,7 +42,7 @@ def results(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("engines")
     weights = folder / "weights"
     weights.mkdir()
-    denoising_task(weights), decoding_task(weights)
+    program.denoising_task(weights), program.decoding_task(weights)
     plain = [f"{stage}:{STEPS}:{folder / f'zero{stage}'}" for stage in range(4)]
     resumed = [
         f"{stage}:{steps}:{folder / f'resumed{stage}'}" for stage in (2, 3) for steps in (2, STEPS)
@@ -47,7 +51,7 @@ def results(tmp_path_factory) -> Path:
     two_processes(weights, *plain, *resumed, f"3:2:{folder / 'moved'}")
     for name, steps in (("start", 0), ("torch", STEPS), ("moved", STEPS)):
         (folder / name).mkdir(exist_ok=True)
-        run(folder / name, weights, zero_stage=None, steps=steps)
+        program.run(folder / name, weights, zero_stage=None, steps=steps)
     torch.use_deterministic_algorithms(False)
     return folder
 
@@ -81,7 +85,7 @@ def test_another_number_of_processes_goes_on_from_a_checkpoint(results, task):
 
 
 def test_training_moves_the_weights_it_should(results):
-    start = denoising_task(results / "weights").players[0].trainable
+    start = program.denoising_task(results / "weights").players[0].trainable
     end = load_file(results / "zero2" / f"denoising_{STEPS}.safetensors")
     still = [k for k, p in start.items() if torch.equal(p.data, end[f"denoiser/{k}"])]
     assert not [k for k in still if "context" not in k and "pyramid" not in k]
