@@ -291,9 +291,7 @@ def _missing(path: str) -> ShardError:
 
 
 def _shrink(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 frames (t h w 3) averaged down to (height, width), rounded; unchanged when they have
-    it.
-    """
+    """uint8 frames (t h w 3) averaged down to (height, width) and rounded."""
     if frames.shape[1:3] == size:
         return frames
     planes = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
