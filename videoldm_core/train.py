@@ -37,6 +37,7 @@ from videoldm_core.training.engine import TorchEngine, deepspeed_engine, join_pr
 from videoldm_core.training.journal import Journal
 from videoldm_core.training.loop import train, warmup_and_cooldown
 from videoldm_core.training.published import (
+    FILE,
     PublishedStage,
     describe_parts,
     read_published,
@@ -61,6 +62,8 @@ def run(job: Job) -> None:
     published = read_published(job.out)
     if published is not None and published.fingerprint == job.fingerprint():
         return
+    # Another job takes the folder over: what it held is no longer published once weights change.
+    (job.out / FILE).unlink(missing_ok=True)
     launched = "WORLD_SIZE" in os.environ
     if launched:
         join_processes()

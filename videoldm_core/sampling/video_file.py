@@ -12,6 +12,7 @@ from torch import Tensor
 from videoldm_core.files import disk_error
 
 PREVIEW_FPS = 8
+PREVIEW_PX = 320  # longest side
 
 
 class VideoFile:
@@ -42,7 +43,9 @@ class VideoFile:
                 frame = av.VideoFrame.from_ndarray(image, format="rgb24")
                 self._mux(self._stream.encode(frame))
                 if self._frames % max(1, round(self._fps / PREVIEW_FPS)) == 0:
-                    self._stills.append(Image.fromarray(image))
+                    still = Image.fromarray(image)
+                    still.thumbnail((PREVIEW_PX, PREVIEW_PX))  # all of them stay in memory
+                    self._stills.append(still)
                 self._frames += 1
         except OSError as error:
             raise disk_error(self.path, error) from error

@@ -2,6 +2,7 @@
 launcher.
 """
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -32,13 +33,13 @@ def report(journal: Journal) -> Action:
     """Writes the losses of a step to the journal.
 
     Raises:
-        FloatingPointError: a loss is not a number; the last checkpoint is from before.
+        FloatingPointError: a loss is not finite; the last checkpoint is from before.
     """
 
     def act(step: int, metrics: dict[str, float]) -> None:
-        bad = [name for name, value in metrics.items() if value != value]
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
-            raise FloatingPointError(f"{bad[0]} is not a number after step {step}")
+            raise FloatingPointError(f"{bad[0]} is {metrics[bad[0]]} after step {step}")
         journal.write(step=step, metrics={name: round(v, 6) for name, v in metrics.items()})
 
     return act

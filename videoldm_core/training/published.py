@@ -37,7 +37,7 @@ class PublishedStage(Record):
     versions: dict[str, str]  # of the packages that trained it
     started: float  # unix time
     finished: float
-    process_seconds: float  # over all processes, interrupted attempts included
+    process_seconds: float  # over all processes, of the attempt that finished
 
 
 def read_published(folder: Path) -> PublishedStage | None:

@@ -36,7 +36,7 @@ def test_losses_go_into_the_journal(tmp_path: Path):
 
 def test_a_loss_that_is_not_a_number_stops_training_and_is_named(tmp_path: Path):
     journal = Journal(tmp_path / "j.jsonl")
-    with pytest.raises(FloatingPointError, match="critic is not a number after step 4"):
+    with pytest.raises(FloatingPointError, match="critic is nan after step 4"):
         actions.report(journal)(4, {"loss": 0.1, "critic": float("nan")})
     assert not journal.path.exists()
 
