@@ -38,7 +38,7 @@ def videoldm(*arguments: str) -> subprocess.CompletedProcess:
         env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
         capture_output=True,
         text=True,
-        timeout=420,
+        timeout=840,
         check=False,
     )
 
@@ -51,7 +51,7 @@ def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     return out, done
 
 
-@pytest.mark.timeout(480)
+@pytest.mark.timeout(900)
 def test_every_stage_is_published_with_its_parents_and_its_worth(finished):
     out, _ = finished
     for stage in STAGES:
@@ -106,7 +106,7 @@ def test_shards_are_read_by_plain_webdataset(finished):
     assert sample["json"]["frames"] == len(sample["latents.npy"])
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 def test_running_it_again_trains_nothing(finished):
     out, _ = finished
     before = {s.name: published_digest(out / "stages" / s.name) for s in STAGES}
