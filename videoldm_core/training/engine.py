@@ -18,6 +18,7 @@ from videoldm_core.errors import UserError
 from videoldm_core.records import Record
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+LARGEST_BUCKET = 50_000_000  # values per collective call
 
 
 class OptimizerConfig(Record):
@@ -79,12 +80,20 @@ def deepspeed_engine(
     """A DeepSpeed engine over the process group that `join_processes` set up."""
     import deepspeed
 
+    # Even, for DeepSpeed aligns partitions by two values.
+    bucket = min(2 * sum(p.numel() for p in trainable), LARGEST_BUCKET)
     settings = {
         "train_micro_batch_size_per_gpu": local_batch,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.clip_norm,
         "steps_per_print": 2**31 - 1,
-        "zero_optimization": {"stage": zero_stage},
+        # Buffers are as large as a bucket: by default 2 GB each, for a model of any size.
+        "zero_optimization": {
+            "stage": zero_stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "stage3_prefetch_bucket_size": bucket,
+        },
         "zero_allow_untested_optimizer": True,
         # No module is listed as safe, so that gradients are still reduced in float32.
         "torch_autocast": {
