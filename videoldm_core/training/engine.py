@@ -180,12 +180,13 @@ def restore_moments(
     inner = _inner_optimizer(engine)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    for group in inner.param_groups:
-        for parameter in group["params"]:
-            inner.state[parameter] = {
-                "step": torch.tensor(float(steps)),
-                **{moment: torch.zeros_like(parameter) for moment in MOMENTS},
-            }
+    # ZeRO-3 puts its flat partitions into the inner optimizer one at a time, while it steps.
+    held = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
+    for parameter in held or [p for group in inner.param_groups for p in group["params"]]:
+        inner.state[parameter] = {
+            "step": torch.tensor(float(steps)),
+            **{moment: torch.zeros_like(parameter) for moment in MOMENTS},
+        }
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._lazy_init_hp_params_optimizer_state()
     for name, parameter in parameters.items():
