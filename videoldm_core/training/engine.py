@@ -211,8 +211,12 @@ def _set_full_moment(engine: Engine, parameter: nn.Parameter, moment: str, value
     if not _is_sharded(parameter):
         _inner_optimizer(engine).state[parameter][moment].copy_(value)
         return
-    from deepspeed.utils import safe_set_full_optimizer_state
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
+    if hasattr(parameter, "ds_id"):
+        # DeepSpeed's own full setter does not pad a tensor that the processes cannot share evenly.
+        safe_set_local_optimizer_state(parameter, local_part(parameter, value), moment)
+        return
     safe_set_full_optimizer_state(parameter, value, moment)
 
 
