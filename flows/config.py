@@ -33,7 +33,7 @@ class WorldConfig(Record):
 class SampleConfig(Record):
     """The video that is sampled when every stage is trained."""
 
-    prompt: str = "a red car overtakes at night"
+    prompt: str = "we catch up with a blue car by day, pines by the road, a city ahead"
     key_frames: int = Field(default=5, ge=2)  # before the interpolation passes
     passes: int = Field(default=2, ge=0, le=2)  # of the interpolator
     seed: int = 0

@@ -193,8 +193,10 @@ def _submit_all(hidden: _Hidden) -> None:
     try:
         for future in futures.values():
             future.wait()
-    except BaseException:
-        crew.cancelled.set()  # the threads hear nothing of an interrupt by themselves
+    except BaseException:  # an interrupt too: the threads hear nothing of it by themselves
+        crew.cancelled.set()
+        for future in futures.values():
+            future.wait()  # for a child that is being stopped, and for Prefect to hear of it
         raise
     if crew.failures:
         raise StepsFailed(crew.failures)

@@ -34,6 +34,7 @@ from videoldm_core.sampling.samplers import sample
 
 CLIPS = 3
 STEPS = 15
+UPSCALING_STEPS = 2  # so much is given that few steps show what a stage has learned
 CELL_WIDTH_PX = 160
 
 
@@ -90,7 +91,7 @@ def _denoised(
             rng.normal(tuple(clip.shape[1:])),
             model.schedule,
             sampler="ddim",
-            steps=STEPS,
+            steps=STEPS if given.low_resolution is None else UPSCALING_STEPS,
             generator=torch.Generator().manual_seed(0),
         )
     )

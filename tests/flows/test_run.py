@@ -162,12 +162,13 @@ def test_an_interrupt_reaches_the_running_steps(tmp_path):
     def wait(attempt: Attempt) -> Made:
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         if attempt.cancelled.wait(20):
+            time.sleep(0.5)  # as long as ending a child takes
             heard.set()
         raise UserError("stopped")
 
     with pytest.raises(BaseException):  # noqa: B017, PT011 (Prefect may wrap it)
         make_due(crew, [Step(name="slow", title="train slow", make=wait, trains=True)])
-    assert heard.is_set()
+    assert heard.is_set(), "it is waited for until it has ended"
 
 
 def test_a_second_command_on_the_same_folder_is_refused(tmp_path):

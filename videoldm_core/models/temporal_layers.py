@@ -60,8 +60,11 @@ class ContextPyramid(nn.Module):
 class ContextShortcut(nn.Module):
     """Adds a convolution of c_S over time to the output, weighed by the diffusion time.
 
-    out + gate(tau) * Conv_(2r+1,1,1)([m * z, m]),   gate = 1 + W silu(emb); W, Conv start at 0
+    out + 8 gate(tau) * Conv_(2r+1,1,1)([m * z, m]),   gate = 1 + W silu(emb); W, Conv start at 0
     """
+
+    # Copying takes weights near 1, which Adam would otherwise need hundreds of steps to reach.
+    GAIN = 8.0
 
     def __init__(self, channels: int, *, reach: int, embedding: int) -> None:
         super().__init__()
@@ -72,7 +75,7 @@ class ContextShortcut(nn.Module):
 
     def forward(self, given: Tensor, embedding: Tensor) -> Tensor:
         """Maps c_S b t c+1 h w and the time embedding (b t) e to b t c h w."""
-        gate = 1 + self.gate(F.silu(embedding))
+        gate = self.GAIN * (1 + self.gate(F.silu(embedding)))
         copied = self.conv(given.transpose(1, 2)).transpose(1, 2)
         return copied * gate.view(*given.shape[:2], -1, 1, 1)
 
