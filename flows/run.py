@@ -163,6 +163,11 @@ class _Hidden:
         self.carried = carried
 
 
+def _wait_for(futures: dict[str, Any]) -> None:
+    for future in futures.values():
+        future.wait()
+
+
 def _submit_all(hidden: _Hidden) -> None:
     from prefect import states, task
 
@@ -191,12 +196,10 @@ def _submit_all(hidden: _Hidden) -> None:
             step.name, wait_for=[futures[need] for need in step.needs]
         )
     try:
-        for future in futures.values():
-            future.wait()
+        _wait_for(futures)
     except BaseException:  # an interrupt too: the threads hear nothing of it by themselves
         crew.cancelled.set()
-        for future in futures.values():
-            future.wait()  # for a child that is being stopped, and for Prefect to hear of it
+        _wait_for(futures)  # a child is being stopped, and Prefect has to hear of it
         raise
     if crew.failures:
         raise StepsFailed(crew.failures)

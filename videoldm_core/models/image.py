@@ -13,7 +13,8 @@ from videoldm_core.errors import UserError
 from videoldm_core.records import Record
 
 NARROW_LOG_VARIANCE = -6.0
-LAST_OF_BRANCH = ("conv2", "to_out.0", "ff.net.2")  # of a diffusers residual or transformer block
+# The last matrix of diffusers' residual blocks and of each branch of its transformer blocks.
+LAST_OF_BRANCH = ("conv2.weight", "to_out.0.weight", "ff.net.2.weight")
 
 
 class AutoencoderConfig(Record):
@@ -80,9 +81,9 @@ class UNetConfig(Record):
 
 def _start_residual_branches(unet: UNet2DConditionModel) -> None:
     """Each residual branch starts as nothing (Rombach 2022's code; diffusers' modules do not)."""
-    for name, layer in unet.named_modules():
+    for name, parameter in unet.named_parameters():
         if name.endswith(LAST_OF_BRANCH):
-            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(parameter)
 
 
 def _start_latents(vae: AutoencoderKL, channels: int) -> None:

@@ -58,9 +58,10 @@ class ContextPyramid(nn.Module):
 
 
 class ContextShortcut(nn.Module):
-    """Adds a convolution of c_S over time to the output, weighed by the diffusion time.
+    """Lets c_S scale and shift the output, by a convolution over time and by the diffusion time.
 
-    out + 8 gate(tau) * Conv_(2r+1,1,1)([m * z, m]),   gate = 1 + W silu(emb); W, Conv start at 0
+    out (1 + g_1(tau) a) + g_2(tau) b,   (a, b) = Conv_(2r+1,1,1)([m * z, m]),
+    g_i = 8 (1 + W_i silu(emb));   W, Conv start at 0
     """
 
     # Copying takes weights near 1, which Adam would otherwise need hundreds of steps to reach.
@@ -68,16 +69,21 @@ class ContextShortcut(nn.Module):
 
     def __init__(self, channels: int, *, reach: int, embedding: int) -> None:
         super().__init__()
-        self.conv = zeroed(
-            nn.Conv3d(channels, channels - 1, (2 * reach + 1, 1, 1), padding=(reach, 0, 0))
-        )
-        self.gate = zeroed(nn.Linear(embedding, channels - 1))
+        both = 2 * (channels - 1)
+        self.conv = zeroed(nn.Conv3d(channels, both, (2 * reach + 1, 1, 1), padding=(reach, 0, 0)))
+        self.gate = zeroed(nn.Linear(embedding, both))
 
-    def forward(self, given: Tensor, embedding: Tensor) -> Tensor:
-        """Maps c_S b t c+1 h w and the time embedding (b t) e to b t c h w."""
+    def forward(self, out: Tensor, given: Tensor, embedding: Tensor) -> Tensor:
+        """Maps the output b t c h w to the same shape.
+
+        Args:
+            given: c_S, b t c+1 h w.
+            embedding: of the diffusion time, (b t) e.
+        """
         gate = self.GAIN * (1 + self.gate(F.silu(embedding)))
-        copied = self.conv(given.transpose(1, 2)).transpose(1, 2)
-        return copied * gate.view(*given.shape[:2], -1, 1, 1)
+        read = self.conv(given.transpose(1, 2)).transpose(1, 2)
+        scale, shift = (read * gate.view(*given.shape[:2], -1, 1, 1)).chunk(2, dim=2)
+        return out * (1 + scale) + shift
 
 
 class TemporalLayers(nn.Module):

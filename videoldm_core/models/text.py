@@ -6,19 +6,18 @@ open_clip is imported when a tower is made, never before: training reads stored 
 
 import hashlib
 import json
-import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from videoldm_core.errors import UserError
+from videoldm_core.errors import UserError, reason_of
 from videoldm_core.files import write_bytes_atomically, write_text_atomically
+from videoldm_core.models.weights import read_checkpoint
 from videoldm_core.records import Record, nearest, parse_record
 
 CLIP_VOCABULARY = 49408  # OpenCLIP's byte-pair vocabulary, with its start and end tokens
@@ -90,7 +89,8 @@ class TextTower(nn.Module):
                 path, error, "a text tower folder holds config.json and model.safetensors"
             ) from error
         tower = cls.build(parse_record(TextConfig, values, where=f"text tower {str(path)!r}"))
-        tower._take(_read_text_weights(folder / "model.safetensors"), folder / "model.safetensors")
+        weights = folder / "model.safetensors"
+        tower.take(_read_text_weights(weights), where=f"Text weights {str(weights)!r}")
         return tower
 
     def save(self, folder: Path) -> None:
@@ -152,10 +152,13 @@ class TextTower(nn.Module):
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         yield from sorted(self.transformer.state_dict().items())
 
-    def _take(self, weights: dict[str, Tensor], path: Path) -> None:
-        """Copies `weights` in, in float32; the message of a misfit names the first wrong key."""
+    def take(self, weights: Mapping[str, Tensor], *, where: str) -> None:
+        """Copies `weights` in, in float32.
+
+        Raises:
+            UserError: names the first key that is missing, unknown or of another shape.
+        """
         expected = dict(self._weights())
-        where = f"Text weights {str(path)!r}"
         for name in sorted(expected.keys() | weights.keys()):
             if name not in weights:
                 raise UserError(
@@ -213,7 +216,7 @@ def load_open_clip(
     tower = TextTower.build(
         TextConfig(**shape, output=output, padding=padding, activation=activation)
     )
-    tower._take(_read_text_weights(path), path)
+    tower.take(_read_text_weights(path), where=f"Text weights {str(path)!r}")
     return tower
 
 
@@ -240,28 +243,15 @@ def _checkpoint_file(model_name: str, pretrained: str | Path, *, download: bool)
         )
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"Cannot download {model_name} {str(pretrained)!r} ({_first_line(error)}); "
+            f"Cannot download {model_name} {str(pretrained)!r} ({reason_of(error)}); "
             "give the path of a checkpoint file."
         ) from error
 
 
 def _read_text_weights(path: Path) -> dict[str, Tensor]:
-    """The text tower's tensors of a checkpoint by plain name; nothing in the file is executed."""
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                names = {name: _plain_name(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                return {plain: file.get_tensor(name) for name, plain in names.items() if plain}
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise _unreadable(
-            path, error, "expected a .safetensors file or a plain state dict"
-        ) from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    plain_names = {
-        name: _plain_name(name) for name, value in content.items() if isinstance(value, Tensor)
-    }
-    return {plain: content[name] for name, plain in plain_names.items() if plain}
+    """The text tower's tensors of a checkpoint by plain name."""
+    found = read_checkpoint(path, lambda name: _plain_name(name) is not None)
+    return {_plain_name(name) or name: tensor for name, tensor in found.items()}
 
 
 def _plain_name(name: str) -> str | None:
@@ -272,11 +262,6 @@ def _plain_name(name: str) -> str | None:
 
 def _unreadable(path: Path, error: Exception, expected: str) -> UserError:
     return UserError(
-        f"Cannot read {str(path)!r} ({_first_line(error)}): {expected}; "
+        f"Cannot read {str(path)!r} ({reason_of(error)}): {expected}; "
         "check the path or get the file again."
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(getattr(error, "strerror", None) or error).splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

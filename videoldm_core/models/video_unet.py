@@ -94,7 +94,7 @@ class VideoUNet(nn.Module):
         out = rearrange(self.unet.conv_out(h), "(b t) c h w -> b t c h w", t=frames)
         phi = self.temporal
         if phi is not None and phi.shortcut is not None and context is not None:
-            out = out + phi.shortcut(context, given.temporal_embedding)
+            out = phi.shortcut(out, context, given.temporal_embedding)
         return out
 
     def _conditions(  # noqa: PLR0913 - the arguments of forward, in its order

@@ -1,13 +1,15 @@
 """Reading weights from files that may be hostile, truncated or of another model."""
 
-from collections.abc import Collection, Mapping
+import pickle
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from videoldm_core.errors import UserError
+from videoldm_core.errors import UserError, reason_of
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -26,6 +28,34 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{str(path)!r} is not a whole safetensors file ({error}); copy or make it again."
         ) from None
+
+
+def read_checkpoint(
+    path: Path, wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a .ckpt, .bin or .pt one, by name.
+
+    Nothing in the file is executed: a pickle may hold tensors and plain containers alone.
+
+    Args:
+        wanted: which names to read; of a safetensors file the others stay on the disk.
+
+    Raises:
+        UserError: the file is missing, not whole, or holds anything else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118 (not a dict)
+                return {name: file.get_tensor(name) for name in names}
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"Cannot read {str(path)!r} ({reason_of(error)}): expected a .safetensors file or a "
+            "plain state dict; check the path or get the file again."
+        ) from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else {}
+    return {k: v for k, v in content.items() if isinstance(v, Tensor) and wanted(k)}
 
 
 def check_keys(

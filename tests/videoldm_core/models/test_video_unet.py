@@ -208,7 +208,8 @@ def test_a_shortcut_changes_nothing_at_first_and_can_copy_what_is_given():
         before = model(noisy, timesteps, text, context=context)
         blind = model(noisy, timesteps, text)
         for channel in range(4):
-            phi.shortcut.conv.weight[channel, channel, 1] = 1 / phi.shortcut.GAIN  # the frame before
+            # shift by the frame before
+            phi.shortcut.conv.weight[4 + channel, channel, 1] = 1 / phi.shortcut.GAIN
         copied = model(noisy, timesteps, text, context=context) - before
     assert torch.allclose(before, blind, atol=1e-6)
     assert torch.allclose(copied[:, 1:], context[:, :-1, :4], atol=1e-5)
