@@ -95,7 +95,8 @@ def _start_latents(vae: AutoencoderKL, channels: int) -> None:
     for layer in vae.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     for layer in (vae.quant_conv, vae.post_quant_conv):
         nn.init.orthogonal_(layer.weight)
     # The posterior starts narrow: otherwise the decoder first learns to see through noise of
