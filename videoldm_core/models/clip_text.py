@@ -6,7 +6,7 @@ is not needed to read it.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from videoldm_core.errors import UserError
-from videoldm_core.models.text import TextConfig, TextTower
+from videoldm_core.models.lora import add_lora
+from videoldm_core.models.text import TEXT_KEYS, TextConfig, TextTower
 from videoldm_core.models.weights import read_checkpoint
 
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
@@ -31,17 +32,20 @@ _OUTSIDE = {
     "final_layer_norm.weight": "ln_final.weight",
     "final_layer_norm.bias": "ln_final.bias",
 }
+_FIRST, _SECOND = "transformer.text_model.", "model."  # prefixes in single files, by version
+_HEAD_WIDTH = 64
 _PADDING: dict[str, Literal["zero", "end_of_text"]] = {
     "!": "zero",  # token 0 of CLIP's vocabulary
     "<|endoftext|>": "end_of_text",
 }
 
 
-def load_clip_text(model: Path) -> TextTower:
+def load_clip_text(model: Path, *, loras: Sequence[Path] = ()) -> TextTower:
     """The text tower of a Stable Diffusion folder.
 
     Args:
         model: the folder that holds text_encoder/ and tokenizer/.
+        loras: LoRA files whose matrices for the text encoder, if any, are added.
 
     Raises:
         UserError: a file is missing, damaged or describes another kind of text encoder.
@@ -72,18 +76,60 @@ def load_clip_text(model: Path) -> TextTower:
     path, older = folder / "model.safetensors", folder / "pytorch_model.bin"
     if older.is_file() and not path.is_file():
         path = older
-    return tower_of_clip(read_checkpoint(path), config, where=f"text encoder {str(path)!r}")
+    weights, where = read_checkpoint(path), f"text encoder {str(path)!r}"
+    for lora in loras:
+        add_lora(weights, lora, part="text_encoder")
+    return _tower(open_clip_layout(weights, where=where), config, where=where)
 
 
-def tower_of_clip(weights: Mapping[str, Tensor], config: TextConfig, *, where: str) -> TextTower:
-    """A text tower with weights that are laid out as in transformers' CLIPTextModel.
+def tower_of_file(
+    weights: Mapping[str, Tensor], *, where: str, loras: Sequence[Path] = ()
+) -> TextTower:
+    """The text tower of a model in one file, whose shape is read off the tensors.
+
+    Args:
+        weights: by name without the file's own prefix: transformers' layout in version 1,
+            OpenCLIP's in version 2.
 
     Raises:
-        UserError: names the first key that is missing, unknown or of another shape.
+        UserError: the file holds no text encoder, or one of another kind; names the first key.
     """
+    is_first = any(name.startswith(_FIRST) for name in weights)
+    prefix = _FIRST if is_first else _SECOND
+    own = {name.removeprefix(prefix): t for name, t in weights.items() if _is_state(name)}
+    for lora in loras:  # refused by name for version 2, whose file has another layout than LoRAs
+        add_lora(own, lora, part="text_encoder")
+    settings: dict[str, Any] = {"output": "penultimate"}
+    if is_first:
+        own = open_clip_layout(own, where=where)
+        settings = {"activation": "quick_gelu", "padding": "end_of_text"}
+    layers = {name.split(".")[2] for name in own if name.startswith("transformer.resblocks.")}
+    if not layers or not {"token_embedding.weight", "positional_embedding"} <= own.keys():
+        raise UserError(
+            f"{where} holds no text encoder; expected an image model in one file with its own, "
+            "or give a diffusers folder."
+        )
+    length, width = own["positional_embedding"].shape
+    config = TextConfig(
+        context_length=length,
+        width=width,
+        heads=max(1, width // _HEAD_WIDTH),
+        layers=len(layers),
+        vocab_size=own["token_embedding.weight"].shape[0],
+        **settings,
+    )
+    return _tower(own, config, where=where)
+
+
+def _tower(weights: Mapping[str, Tensor], config: TextConfig, *, where: str) -> TextTower:
     tower = TextTower.build(config)
-    tower.take(open_clip_layout(weights, where=where), where=where)
+    tower.take(weights, where=where)
     return tower
+
+
+def _is_state(name: str) -> bool:
+    """Whether a tensor decides hidden states; OpenCLIP's projection behind them does not."""
+    return name.startswith(_FIRST) or name.removeprefix(_SECOND).startswith(TEXT_KEYS)
 
 
 def open_clip_layout(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:

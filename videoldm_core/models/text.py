@@ -22,7 +22,7 @@ from videoldm_core.records import Record, nearest, parse_record
 
 CLIP_VOCABULARY = 49408  # OpenCLIP's byte-pair vocabulary, with its start and end tokens
 _END_OF_TEXT = CLIP_VOCABULARY - 1
-_TEXT_KEYS = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.")
+TEXT_KEYS = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.")
 
 
 class TextConfig(Record):
@@ -257,7 +257,7 @@ def _read_text_weights(path: Path) -> dict[str, Tensor]:
 def _plain_name(name: str) -> str | None:
     """`name` without wrappers' prefixes; None for what is not of the text tower's hidden states."""
     name = name.removeprefix("module.").removeprefix("text.")
-    return name if name.startswith(_TEXT_KEYS) else None
+    return name if name.startswith(TEXT_KEYS) else None
 
 
 def _unreadable(path: Path, error: Exception, expected: str) -> UserError:

@@ -11,6 +11,7 @@ from torch.nn.functional import gelu, layer_norm, linear, softmax
 
 from videoldm_core.errors import UserError
 from videoldm_core.models.clip_text import load_clip_text
+from videoldm_core.models.stable_diffusion import load_text_tower
 from videoldm_core.models.text import CLIP_VOCABULARY
 
 WIDTH, HEADS, LAYERS, LENGTH = 32, 4, 3, 12
@@ -48,7 +49,11 @@ def clip_weights() -> dict[str, Tensor]:
 
 
 def write_model(
-    folder: Path, *, activation: str = "quick_gelu", pad: str = "<|endoftext|>"
+    folder: Path,
+    *,
+    activation: str = "quick_gelu",
+    pad: str = "<|endoftext|>",
+    heads: int = HEADS,
 ) -> Path:
     """A folder as Stable Diffusion's, its text encoder small."""
     (folder / "text_encoder").mkdir(parents=True)
@@ -56,7 +61,7 @@ def write_model(
     described = {
         "hidden_act": activation,
         "hidden_size": WIDTH,
-        "num_attention_heads": HEADS,
+        "num_attention_heads": heads,
         "num_hidden_layers": LAYERS,
         "max_position_embeddings": LENGTH,
         "vocab_size": CLIP_VOCABULARY,
@@ -115,6 +120,40 @@ def test_a_saved_tower_gives_the_same_states_as_the_folder_it_came_from(tmp_path
     tower.save(tmp_path / "tower")
     again = type(tower).load(tmp_path / "tower")
     assert torch.equal(tower.encode(CAPTIONS), again.encode(CAPTIONS))
+
+
+def test_a_single_file_holds_the_same_tower_as_the_folder(tmp_path):
+    prefix = "cond_stage_model.transformer."
+    named = {f"{prefix}{name}": tensor for name, tensor in clip_weights().items()}
+    named[f"{prefix}text_model.embeddings.position_ids"] = torch.arange(LENGTH)[None]
+    save_file(named, tmp_path / "model.safetensors")
+    # a file does not say how many heads there are: CLIP's are 64 wide
+    expected = load_clip_text(write_model(tmp_path / "folder", heads=1))
+    loaded = load_text_tower(tmp_path / "model.safetensors")
+    assert torch.equal(loaded.encode(CAPTIONS), expected.encode(CAPTIONS))
+
+
+def test_a_lora_changes_the_layers_it_names(tmp_path):
+    model = write_model(tmp_path / "model")
+    generator = torch.Generator().manual_seed(3)
+    down, up = (
+        torch.randn(2, WIDTH, generator=generator),
+        torch.randn(WIDTH, 2, generator=generator),
+    )
+    layer = "encoder_layers_1_self_attn_q_proj"
+    lora = {
+        f"lora_te_text_model_{layer}.lora_down.weight": down,
+        f"lora_te_text_model_{layer}.lora_up.weight": up,
+        f"lora_te_text_model_{layer}.alpha": torch.tensor(1.0),
+        "lora_unet_mid_block.lora_down.weight": torch.zeros(1, 1),
+    }
+    save_file(lora, tmp_path / "lora.safetensors")
+    changed = load_clip_text(model, loras=[tmp_path / "lora.safetensors"]).transformer
+    plain = load_clip_text(model).transformer
+    name = "transformer.resblocks.1.attn.in_proj_weight"
+    difference = changed.get_parameter(name) - plain.get_parameter(name)
+    torch.testing.assert_close(difference[:WIDTH], up @ down / 2)
+    assert not difference[WIDTH:].any(), "key and value stay"
 
 
 def test_old_files_with_position_numbers_and_without_prefix_are_read(tmp_path):

@@ -1,0 +1,192 @@
+"""An image model in one file, laid out as its authors do (CompVis, Stability): what shape it has.
+
+The layout carries no configuration, so the shape is read off the tensors; what tensors cannot say
+(heads, what the network predicts) follows from the published families, or is asked for.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+)
+from torch import Tensor
+
+from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.errors import UserError
+from videoldm_core.models.weights import check_keys
+
+UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+BUFFERS = ("betas", "alphas_cumprod")
+HEADS = 8  # SD 1.x and x4-upscaler; SD 2.x has heads of 64 channels instead
+HEAD_WIDTH = 64
+SCALES = {4: 0.18215, 3: 0.08333}  # of latents, by levels of the autoencoder
+Predicts = Literal["epsilon", "v_prediction"]
+
+
+def is_wanted(name: str) -> bool:
+    """Whether a tensor of the file is of the image model; optimizers and averages are not."""
+    return name.startswith((UNET, VAE, TEXT)) or name in BUFFERS
+
+
+def unet_of(weights: Mapping[str, Tensor], *, where: str) -> UNet2DConditionModel:
+    """The UNet of a file.
+
+    Raises:
+        UserError: the file holds none, or one of another kind; names the first wrong key.
+    """
+    own = {name.removeprefix(UNET): t for name, t in weights.items() if name.startswith(UNET)}
+    if "input_blocks.0.0.weight" not in own:
+        raise UserError(
+            f"{where} holds no {UNET}input_blocks.0.0.weight; expected an image model in one file "
+            "as CompVis and Stability publish them, or give a diffusers folder."
+        )
+    config = unet_config_of(own, where=where)
+    converted = convert_ldm_unet_checkpoint(dict(weights), config)
+    return _filled(UNet2DConditionModel, config, converted, where=where)
+
+
+def unet_config_of(own: Mapping[str, Tensor], *, where: str) -> dict[str, Any]:
+    """diffusers' configuration of a UNet given by its tensors without prefix."""
+    levels = _levels(own)
+    readers = [name for name in own if name.endswith("attn2.to_k.weight")]
+    if not levels or not readers:
+        raise UserError(
+            f"{where} holds a UNet without text attention, which no Stable Diffusion is; "
+            "give a text-conditioned image model."
+        )
+    text = own[readers[0]].shape[1]
+    widths = [width for width, _, _ in levels]
+    attention = [block is not None for _, _, block in levels]
+    projections = [own[f"{block}.proj_in.weight"] for _, _, block in levels if block]
+    is_linear = projections[0].ndim == 2
+    classes = own.get("label_emb.weight")
+    by_width = is_linear and classes is None
+    return {
+        "in_channels": own["input_blocks.0.0.weight"].shape[1],
+        "out_channels": own["out.2.weight"].shape[0],
+        "block_out_channels": widths,
+        "layers_per_block": levels[0][1],
+        "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention],
+        "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)],
+        "cross_attention_dim": text,
+        # diffusers calls the number of heads so
+        "attention_head_dim": [max(1, w // HEAD_WIDTH) for w in widths] if by_width else HEADS,
+        "use_linear_projection": is_linear,
+        "only_cross_attention": [
+            block is not None and _reads_text_alone(own, block, width, text)
+            for width, _, block in levels
+        ],
+        "num_class_embeds": None if classes is None else classes.shape[0],
+    }
+
+
+def vae_of(weights: Mapping[str, Tensor], *, where: str) -> AutoencoderKL:
+    """The autoencoder of a file.
+
+    Raises:
+        UserError: the file holds none, or one of another kind; names the first wrong key.
+    """
+    own = {name.removeprefix(VAE): t for name, t in weights.items() if name.startswith(VAE)}
+    if "encoder.conv_in.weight" not in own or "post_quant_conv.weight" not in own:
+        raise UserError(
+            f"{where} holds no {VAE}encoder; expected an image model with its KL autoencoder: "
+            "give the full checkpoint, not one pruned of it."
+        )
+    blocks = _numbers(own, r"encoder\.down\.(\d+)\.block\.(\d+)\.conv2\.weight")
+    levels = 1 + max(level for level, _ in blocks)
+    config = {
+        "in_channels": own["encoder.conv_in.weight"].shape[1],
+        "out_channels": own["decoder.conv_out.weight"].shape[0],
+        "block_out_channels": [
+            own[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)
+        ],
+        "layers_per_block": 1 + max(block for _, block in blocks),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "latent_channels": own["post_quant_conv.weight"].shape[1],
+        "scaling_factor": SCALES.get(levels, SCALES[4]),
+    }
+    converted = convert_ldm_vae_checkpoint(dict(weights), config)
+    return _filled(AutoencoderKL, config, converted, where=where)
+
+
+def schedule_of(
+    weights: Mapping[str, Tensor], *, predicts: Predicts | None, where: str
+) -> NoiseSchedule:
+    """The noise schedule: betas from the file where it carries them, else those of its family.
+
+    Args:
+        predicts: what the network was trained to predict; None where its family leaves no choice.
+
+    Raises:
+        UserError: Stable Diffusion 2 files do not say what they predict, and nobody else did.
+    """
+    own = {name.removeprefix(UNET): t for name, t in weights.items() if name.startswith(UNET)}
+    config = unet_config_of(own, where=where)
+    is_upscaler = config["num_class_embeds"] is not None
+    is_second = config["use_linear_projection"] and not is_upscaler
+    if predicts is None and is_second:
+        raise UserError(
+            f"{where} is a Stable Diffusion 2 model, whose file does not say whether it predicts "
+            "epsilon (512 px) or v_prediction (768 px); set predicts= to one of them."
+        )
+    betas = weights.get("betas")
+    return NoiseSchedule(
+        {
+            "num_train_timesteps": 1000 if betas is None else len(betas),
+            "beta_schedule": "scaled_linear",  # what CompVis calls linear
+            "beta_start": 1e-4 if is_upscaler else 0.00085,
+            "beta_end": 0.02 if is_upscaler else 0.012,
+            "trained_betas": None if betas is None else betas.double().tolist(),
+            "prediction_type": predicts or ("v_prediction" if is_upscaler else "epsilon"),
+            "timestep_spacing": "leading",
+            "steps_offset": 1,
+            "clip_sample": False,
+            "set_alpha_to_one": False,
+        }
+    )
+
+
+def _filled(kind: Any, config: dict[str, Any], tensors: dict[str, Tensor], *, where: str) -> Any:
+    """A module of this kind that holds `tensors`, in float32; never initialised at random."""
+    with torch.device("meta"):
+        module = kind(**config)
+    check_keys(module.state_dict(), tensors, where=where)
+    floats = {name: tensor.float() for name, tensor in tensors.items()}
+    module.load_state_dict(floats, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _levels(own: Mapping[str, Tensor]) -> list[tuple[int, int, str | None]]:
+    """Per resolution: width, ResBlocks, and the first block with attention, if any."""
+    last = max((i for i, *_ in _numbers(own, r"input_blocks\.(\d+)\..+")), default=0)
+    levels: list[tuple[int, int, str | None]] = []
+    starts_level = True
+    for i in range(1, last + 1):
+        weight = own.get(f"input_blocks.{i}.0.out_layers.3.weight")
+        if weight is None:  # a downsampler
+            starts_level = True
+            continue
+        if starts_level:
+            levels.append((0, 0, None))
+        width, count, block = levels[-1]
+        name = f"input_blocks.{i}.1"
+        has_attention = f"{name}.proj_in.weight" in own
+        levels[-1] = (weight.shape[0], count + 1, block or (name if has_attention else None))
+        starts_level = False
+    return levels
+
+
+def _reads_text_alone(own: Mapping[str, Tensor], block: str, width: int, text: int) -> bool:
+    keys = own[f"{block}.transformer_blocks.0.attn1.to_k.weight"].shape[1]
+    return keys == text and text != width
+
+
+def _numbers(own: Mapping[str, Tensor], pattern: str) -> list[tuple[int, ...]]:
+    matches = (re.fullmatch(pattern, name) for name in own)
+    return [tuple(int(group) for group in match.groups()) for match in matches if match]

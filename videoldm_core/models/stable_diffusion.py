@@ -1,0 +1,92 @@
+"""A pretrained image model as people have it, brought to the parts that stages inherit (§3.1).
+
+Either a diffusers folder (Stable Diffusion 1.x, 2.x, the x4-upscaler, or a fine-tune of one), or
+one file in the layout of its authors. LoRA files are added to the weights they belong to.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.errors import UserError
+from videoldm_core.models import single_file
+from videoldm_core.models.clip_text import load_clip_text, tower_of_file
+from videoldm_core.models.image import load_unet, load_vae
+from videoldm_core.models.lora import add_lora
+from videoldm_core.models.single_file import Predicts
+from videoldm_core.models.text import TextTower
+from videoldm_core.models.weights import read_checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageModel:
+    """A text-to-image latent diffusion model, whole, in float32."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    schedule: NoiseSchedule
+
+    def save(self, folder: Path) -> list[str]:
+        """Writes unet/, vae/ and scheduler/ as diffusers does; returns their names."""
+        self.unet.save_pretrained(folder / "unet")
+        self.vae.save_pretrained(folder / "vae")
+        self.schedule.save(folder / "scheduler")
+        return ["unet", "vae", "scheduler"]
+
+
+def load_image_model(
+    source: Path, *, loras: Sequence[Path] = (), predicts: Predicts | None = None
+) -> ImageModel:
+    """Reads an image model from a diffusers folder or a single file; nothing is downloaded.
+
+    Args:
+        loras: .safetensors files of LoRA fine-tunes, added in this order.
+        predicts: what a single Stable Diffusion 2 file was trained to predict; folders say it.
+
+    Raises:
+        UserError: something is missing, damaged or of another kind; names the file and the key.
+    """
+    if source.is_dir():
+        model = _from_folder(source, predicts)
+    else:
+        weights, where = read_checkpoint(source, single_file.is_wanted), repr(str(source))
+        model = ImageModel(
+            unet=single_file.unet_of(weights, where=where),
+            vae=single_file.vae_of(weights, where=where),
+            schedule=single_file.schedule_of(weights, predicts=predicts, where=where),
+        )
+    for lora in loras:
+        if not add_lora(model.unet.state_dict(), lora, part="unet"):
+            raise UserError(
+                f"{str(lora)!r} holds no LoRA matrices for the unet; expected names like "
+                "'unet.….lora_A.weight' or 'lora_unet_….lora_down.weight'."
+            )
+    return model
+
+
+def load_text_tower(source: Path, *, loras: Sequence[Path] = ()) -> TextTower:
+    """The text tower of the same folder or file, with what the LoRA files hold for it.
+
+    Raises:
+        UserError: it is missing, damaged or of another kind; names the file and the key.
+    """
+    if source.is_dir():
+        return load_clip_text(source, loras=loras)
+    weights = read_checkpoint(source, lambda name: name.startswith(single_file.TEXT))
+    own = {name.removeprefix(single_file.TEXT): tensor for name, tensor in weights.items()}
+    return tower_of_file(own, where=repr(str(source)), loras=loras)
+
+
+def _from_folder(source: Path, predicts: Predicts | None) -> ImageModel:
+    schedule = NoiseSchedule.load(source / "scheduler")
+    if predicts is not None and predicts != schedule.predicts:
+        raise UserError(
+            f"{str(source / 'scheduler')!r} says that the model predicts {schedule.predicts}, not "
+            f"{predicts}; leave predicts= out: a folder knows it."
+        )
+    return ImageModel(
+        unet=load_unet(source / "unet"), vae=load_vae(source / "vae"), schedule=schedule
+    )
