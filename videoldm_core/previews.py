@@ -92,7 +92,7 @@ def _denoised(
             model.schedule,
             sampler="ddim",
             steps=STEPS if given.low_resolution is None else UPSCALING_STEPS,
-            generator=torch.Generator().manual_seed(0),
+            generators=SampleRng(0, "preview, sampler", batch.sample_ids).generators,
         )
     )
     vae = load_vae(parts["vae"]) if "vae" in parts else None

@@ -20,29 +20,29 @@ class SampleRng:
     """
 
     def __init__(self, seed: int, purpose: str, sample_ids: Tensor) -> None:
-        self._generators = [
+        self.generators = [
             torch.Generator().manual_seed(_mix(seed, purpose, int(i))) for i in sample_ids
         ]
 
     def __len__(self) -> int:
-        return len(self._generators)
+        return len(self.generators)
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normal values, (b, *shape)."""
-        return torch.stack([torch.randn(shape, generator=g) for g in self._generators])
+        return torch.stack([torch.randn(shape, generator=g) for g in self.generators])
 
     def uniform(self) -> Tensor:
         """One value in [0, 1) per sample, (b)."""
-        return torch.stack([torch.rand((), generator=g) for g in self._generators])
+        return torch.stack([torch.rand((), generator=g) for g in self.generators])
 
     def integers(self, low: int, high: int) -> Tensor:
         """One integer in [low, high) per sample, (b)."""
-        return torch.stack([torch.randint(low, high, (), generator=g) for g in self._generators])
+        return torch.stack([torch.randint(low, high, (), generator=g) for g in self.generators])
 
     def choice(self, weights: tuple[float, ...]) -> Tensor:
         """One index per sample, drawn with these weights, (b)."""
         p = torch.tensor(weights)
-        return torch.cat([torch.multinomial(p, 1, generator=g) for g in self._generators])
+        return torch.cat([torch.multinomial(p, 1, generator=g) for g in self.generators])
 
 
 def _mix(seed: int, purpose: str, sample: int) -> int:

@@ -141,7 +141,7 @@ def test_a_stage_that_has_not_finished_is_reported_with_its_folder(
 
 def test_an_unknown_sampler_is_reported_and_no_video_is_left(request_of, tmp_path: Path, capsys):
     assert request_of(sampling={"sampler": "dimm"}) == 2
-    assert "error: Unknown sampler 'dimm'; did you mean 'ddim'?" in capsys.readouterr().err
+    assert "sampler = 'dimm': Input should be 'ddim'" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*.mp4"))
 
 

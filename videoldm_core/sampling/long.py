@@ -6,7 +6,7 @@ grow with the
 length of the video beyond its latents.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from videoldm_core.objectives.denoising import Denoiser
 from videoldm_core.randomness import SampleRng
 from videoldm_core.records import Record
 from videoldm_core.sampling.guidance import Guidance, guided_prediction
-from videoldm_core.sampling.samplers import sample
+from videoldm_core.sampling.samplers import SamplerName, sample
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
@@ -26,9 +26,12 @@ Progress = Callable[[str, int, int], None]  # (what, done, total)
 class SamplingConfig(Record):
     """How the cascade is sampled."""
 
-    sampler: str = "ddim"
-    steps: int = 50  # of the image model, predictor and interpolator
-    guidance: Guidance = Guidance(text=7.5, context=1.5)
+    sampler: SamplerName = "ddim"
+    steps: int = 50  # of the image model and the predictor
+    guidance: Guidance = Guidance(text=7.5, context=1.5)  # of the same two
+    interpolation_steps: int = 50
+    # Exaggerated frames would differ from the given ones between them, once per window: pulsing.
+    interpolation_guidance: Guidance = Guidance()
     upscale_steps: int = 20
     upscale_noise_timestep: int = 20  # noise put on the low resolution, which the upscaler is told
     portion: int = 8  # frames decoded and upscaled at a time (§3.4)
@@ -80,9 +83,9 @@ class Sampling:
 
     def first_latent(self) -> Tensor:
         """The first frame from the image model: 1 c h w."""
-        noise = self._noise("first frame", 0, 1)
+        rng = self._rng("first frame", [0])
         self._progress("first frame", 0, 1)
-        first = self._denoise(self.cascade.image, noise, Given())[0]
+        first = self._denoise(self.cascade.image, rng, 1, Given())[0]
         self._progress("first frame", 1, 1)
         return first
 
@@ -98,8 +101,8 @@ class Sampling:
             clip = torch.zeros(1, self.cascade.key_frames, *self.prompt.latent_size).to(first)
             clip[0, :known] = keys[-known:]
             mask = (torch.arange(clip.shape[1]) < known)[None]
-            noise = self._noise("key frames", call, clip.shape[1])
-            new = self._denoise(self.cascade.predictor, noise, mark_known(clip, mask))
+            rng, given = self._rng("key frames", [call]), mark_known(clip, mask)
+            new = self._denoise(self.cascade.predictor, rng, clip.shape[1], given)
             keys, call = torch.cat([keys, new[0, known:]]), call + 1
         self._progress("key frames", count, count)
         return keys[:count]
@@ -115,9 +118,18 @@ class Sampling:
             clip = torch.zeros(len(some), every + 1, *self.prompt.latent_size).to(latents)
             clip[:, 0], clip[:, -1] = some[:, 0], some[:, 1]
             mask = (torch.arange(every + 1) % every == 0).expand(len(some), -1)
-            noise = torch.cat([self._noise(what, start + i, every + 1) for i in range(len(some))])
+            rng, given = self._rng(what, range(start, start + len(some))), mark_known(clip, mask)
             label = torch.full((len(some),), which)
-            new = self._denoise(self.cascade.interpolator, noise, mark_known(clip, mask), label)
+            noise = rng.normal((every + 1, *self.prompt.latent_size)).to(latents)
+            new = self._run(
+                self.cascade.interpolator,
+                noise,
+                given,
+                label,
+                generators=rng.generators,
+                steps=self.config.interpolation_steps,
+                guidance=self.config.interpolation_guidance,
+            )
             new[:, 0] = some[:, 0]
             windows.append(new[:, :-1].flatten(0, 1))
         self._progress(what, len(pairs), len(pairs))
@@ -142,13 +154,14 @@ class Sampling:
     def _upscale(self, low: Tensor, *, first: int) -> Tensor:
         model, low_resolution = self.cascade.upscaler, self.cascade.low_resolution
         factor = low_resolution.factor
-        frames = range(first, first + low.shape[1])
+        frames = low.shape[1]
         size = (model.channels, low.shape[-2] * factor, low.shape[-1] * factor)
-        # Every frame has noise of its own, whichever portion it is computed in.
-        noise = torch.stack([self._frame_noise("upscaling", i, size) for i in frames], dim=1)
-        blur = torch.stack(
-            [self._frame_noise("low resolution", i, tuple(low.shape[2:])) for i in frames], dim=1
-        )
+        # All frames start from the same noise: what is made up stays where it is from frame to
+        # frame and from portion to portion. The paper is silent; noise of each frame's own left
+        # 2.3 grey levels of flicker on a video that had 0.7.
+        noise = self._rng("upscaling", [0]).normal(size)[None].expand(1, frames, *size)
+        small = tuple(low.shape[2:])
+        blur = self._rng("low resolution", [0]).normal(small)[None].expand(1, frames, *small)
         level = torch.tensor([self.config.upscale_noise_timestep])
         given = low_resolution.degrade(low, level, blur.to(low), model.schedule)
         diffused = self._run(
@@ -156,24 +169,32 @@ class Sampling:
             noise.to(low),
             given,
             None,
+            generators=self._rng("upscaling, sampler", [first]).generators,
             steps=self.config.upscale_steps,
             guidance=Guidance(),
         )
         return given.from_diffused(diffused)
 
-    def _denoise(
-        self, model: Denoiser, noise: Tensor, given: Given, label: Tensor | None = None
-    ) -> Tensor:
-        steps, guidance = self.config.steps, self.config.guidance
-        return self._run(model, noise, given, label, steps=steps, guidance=guidance)
+    def _denoise(self, model: Denoiser, rng: SampleRng, frames: int, given: Given) -> Tensor:
+        """Latents b frames c h w, their noise from `rng`."""
+        return self._run(
+            model,
+            rng.normal((frames, *self.prompt.latent_size)).to(self.prompt.text.device),
+            given,
+            None,
+            generators=rng.generators,
+            steps=self.config.steps,
+            guidance=self.config.guidance,
+        )
 
-    def _run(  # noqa: PLR0913 - private; the two callers differ in the last two
+    def _run(  # noqa: PLR0913 - private; the two callers differ in the last three
         self,
         model: Denoiser,
         noise: Tensor,
         given: Given,
         label: Tensor | None,
         *,
+        generators: list[torch.Generator],
         steps: int,
         guidance: Guidance,
     ) -> Tensor:
@@ -198,13 +219,9 @@ class Sampling:
             model.schedule,
             sampler=self.config.sampler,
             steps=steps,
-            generator=torch.Generator(noise.device).manual_seed(self.prompt.seed),
+            generators=generators,
         )
 
-    def _noise(self, purpose: str, call: int, frames: int) -> Tensor:
-        rng = SampleRng(self.prompt.seed, purpose, torch.tensor([call]))
-        device = self.prompt.text.device
-        return rng.normal((frames, *self.prompt.latent_size)).to(device)
-
-    def _frame_noise(self, purpose: str, frame: int, size: tuple[int, ...]) -> Tensor:
-        return SampleRng(self.prompt.seed, purpose, torch.tensor([frame])).normal(size)
+    def _rng(self, purpose: str, numbers: Iterable[int]) -> SampleRng:
+        """Randomness of some frames, windows or calls, whichever batch they are computed in."""
+        return SampleRng(self.prompt.seed, purpose, torch.tensor(list(numbers)))

@@ -1,7 +1,7 @@
 """From noise to a clip with any of diffusers' schedulers; knows no guidance and no cascade."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import (
@@ -14,10 +14,9 @@ from diffusers import (
 from torch import Tensor
 
 from videoldm_core.diffusion import NoiseSchedule
-from videoldm_core.errors import UserError
-from videoldm_core.records import nearest
 
-SAMPLERS: dict[str, Any] = {
+SamplerName = Literal["ddim", "ddpm", "dpm++", "euler", "unipc"]
+SAMPLERS: dict[SamplerName, Any] = {
     "ddim": DDIMScheduler,  # the paper's, deterministic
     "ddpm": DDPMScheduler,
     "dpm++": DPMSolverMultistepScheduler,
@@ -36,25 +35,20 @@ def sample(
     noise: Tensor,
     schedule: NoiseSchedule,
     *,
-    sampler: str,
+    sampler: SamplerName,
     steps: int,
-    generator: torch.Generator,
+    generators: list[torch.Generator],
 ) -> Tensor:
     """Denoises `noise` b t c h w into a clean clip.
 
     Args:
         predict: epsilon or v for a noisy clip, as the schedule's model predicts it.
-        sampler: one of SAMPLERS.
-        generator: of the noise that stochastic samplers add; DDIM adds none.
-
-    Raises:
-        UserError: an unknown sampler.
+        generators: of the noise that stochastic samplers add, one per clip, so that no clip
+            depends on its neighbours; DDIM adds none.
     """
-    if sampler not in SAMPLERS:
-        raise UserError(f"Unknown sampler {sampler!r}; {nearest(sampler, list(SAMPLERS))}")
     scheduler = SAMPLERS[sampler].from_config(schedule.config, **_spacing(sampler, schedule))
     scheduler.set_timesteps(steps, device=noise.device)
-    options = {} if sampler in MULTISTEP else {"generator": generator}
+    options = {} if sampler in MULTISTEP else {"generator": generators}
     clip = noise * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(clip, timestep)
@@ -63,7 +57,7 @@ def sample(
     return clip
 
 
-def _spacing(sampler: str, schedule: NoiseSchedule) -> dict[str, str]:
+def _spacing(sampler: SamplerName, schedule: NoiseSchedule) -> dict[str, str]:
     # With "leading" these two would start from level 750 of 1000 at 250 steps (950 at 50), though
     # what they are given is noise alone.
     leading = schedule.config["timestep_spacing"] == "leading"

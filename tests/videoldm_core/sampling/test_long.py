@@ -104,7 +104,13 @@ def sampling(cascade: Cascade, *, seed: int = 0, progress=None, **config: Any) -
         text=torch.ones(1, 2, 8), null_text=torch.zeros(1, 2, 8), latent_size=SIZE, seed=seed
     )
     settings = SamplingConfig(
-        **{"steps": 2, "upscale_steps": 2, "guidance": Guidance(), "upscale_noise_timestep": 0}
+        **{
+            "steps": 2,
+            "interpolation_steps": 2,
+            "upscale_steps": 2,
+            "guidance": Guidance(),
+            "upscale_noise_timestep": 0,
+        }
         | config
     )
     return Sampling(cascade, prompt, settings, progress or (lambda *report: None))
@@ -154,7 +160,7 @@ def test_new_frames_lie_between_their_own_two_key_frames(cascade: Cascade):
 
 
 def test_windows_are_given_their_ends_and_which_pass_it_is(cascade: Cascade):
-    sampling(cascade, steps=1, windows=2).interpolate(latents(1, 2, 3, 4), 1)
+    sampling(cascade, interpolation_steps=1, windows=2).interpolate(latents(1, 2, 3, 4), 1)
     first, second = cascade.interpolator.net.calls  # type: ignore[misc]
     assert first["context"][:, :, 0, 0, 0].tolist() == [[1, 0, 0, 0, 2], [2, 0, 0, 0, 3]]
     assert second["context"][:, :, 0, 0, 0].tolist() == [[3, 0, 0, 0, 4]]
@@ -166,11 +172,15 @@ def noise_dependent(noisy: Tensor, given: dict[str, Any]) -> Tensor:
     return noisy
 
 
-def test_interpolation_does_not_depend_on_how_many_windows_run_at_once(cascade: Cascade):
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_interpolation_does_not_depend_on_how_many_windows_run_at_once(
+    cascade: Cascade, sampler: str
+):
     cascade.interpolator.net.guess = noise_dependent  # type: ignore[assignment]
     keys = torch.randn(6, *SIZE, generator=torch.Generator().manual_seed(1))
     one, all_of_them = (
-        sampling(cascade, windows=windows).interpolate(keys, 0) for windows in (1, 8)
+        sampling(cascade, windows=windows, sampler=sampler).interpolate(keys, 0)
+        for windows in (1, 8)
     )
     assert torch.allclose(one, all_of_them, atol=1e-5)
     assert not torch.allclose(one[1:4], one[5:8], atol=0.1)
@@ -202,7 +212,7 @@ def test_a_portion_is_computed_with_its_neighbours(cascade: Cascade):
 
 @pytest.mark.parametrize("detail_scale", [None, 8.0])
 def test_frames_do_not_depend_on_the_portions_they_are_made_in(cascade: Cascade, detail_scale):
-    """With models that see one frame at a time, to rounding; the noise belongs to the frame."""
+    """With models that see one frame at a time, to rounding."""
     cascade.upscaler.net.guess = lambda noisy, given: 0.1 * noisy[:, :, :3] + noisy[:, :, 3:]  # type: ignore[assignment]
     low_resolution = LowResolution(factor=4, detail_scale=detail_scale)
     cascade = Cascade(**{**vars(cascade), "low_resolution": low_resolution})
@@ -264,11 +274,26 @@ def test_the_same_seed_makes_the_same_video_and_another_another(cascade: Cascade
     assert not torch.allclose(first, other, atol=1e-2)
 
 
-def test_guidance_is_for_latents_and_leaves_the_upscaler_alone(cascade: Cascade):
-    run = sampling(cascade, guidance=Guidance(text=3.0, context=2.0))
-    torch.cat(list(run.video(2, 1)))
-    branches = {
-        role: len(getattr(cascade, role).net.calls[0]["noisy"])
-        for role in ("image", "predictor", "interpolator", "upscaler")
-    }
-    assert branches == {"image": 2, "predictor": 3, "interpolator": 3, "upscaler": 1}
+def test_a_video_that_stands_still_is_upscaled_without_flicker(cascade: Cascade):
+    cascade.upscaler.net.guess = lambda noisy, given: 0.1 * noisy[:, :, :3] + noisy[:, :, 3:]  # type: ignore[assignment]
+    run = sampling(cascade, portion=3, upscale_noise_timestep=40)
+    frames = torch.cat(list(run.decode_and_upscale(latents(*[7.0] * 8))))
+    torch.testing.assert_close(frames, frames[:1].expand_as(frames), atol=1e-5, rtol=0)
+    assert frames.std() > 0.01, "the noise shows, and stands still"
+
+
+def test_each_model_has_the_guidance_that_is_meant_for_it(cascade: Cascade):
+    both = Guidance(text=3.0, context=2.0)
+    for between, branches_between in ((Guidance(), 1), (both, 3)):
+        run = sampling(cascade, guidance=both, interpolation_guidance=between)
+        torch.cat(list(run.video(2, 1)))
+        branches = {
+            role: len(getattr(cascade, role).net.calls[-1]["noisy"])
+            for role in ("image", "predictor", "interpolator", "upscaler")
+        }
+        assert branches == {
+            "image": 2,
+            "predictor": 3,
+            "interpolator": branches_between,
+            "upscaler": 1,
+        }

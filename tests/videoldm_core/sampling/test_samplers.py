@@ -8,7 +8,9 @@ from videoldm_core.conditioning import Given, mark_known
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.errors import UserError
 from videoldm_core.objectives.denoising import Denoiser, ScheduleConfig
+from videoldm_core.records import parse_record
 from videoldm_core.sampling.guidance import Guidance, guided_prediction
+from videoldm_core.sampling.long import SamplingConfig
 from videoldm_core.sampling.samplers import SAMPLERS, sample
 
 DEVIATION = 0.5
@@ -33,7 +35,7 @@ def best_prediction(schedule: NoiseSchedule, noisy: Tensor, timesteps: Tensor, m
 def drawn(schedule: NoiseSchedule, predict, *, sampler: str, steps: int = 100, seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(SHAPE, generator=generator)
-    return sample(predict, noise, schedule, sampler=sampler, steps=steps, generator=generator)
+    return sample(predict, noise, schedule, sampler=sampler, steps=steps, generators=[generator])
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -68,7 +70,7 @@ def test_sampling_begins_near_the_highest_level_whatever_the_number_of_steps(sam
     noise = torch.zeros(1, 1, 1, 1, 1)
     generator = torch.Generator().manual_seed(0)
     schedule = SCHEDULES[name].build()
-    sample(predict, noise, schedule, sampler=sampler, steps=steps, generator=generator)
+    sample(predict, noise, schedule, sampler=sampler, steps=steps, generators=[generator])
     assert asked[0] >= 950
 
 
@@ -137,7 +139,7 @@ def test_ddim_is_deterministic_and_ddpm_is_not():
                 schedule,
                 sampler=sampler,
                 steps=5,
-                generator=torch.Generator().manual_seed(seed),
+                generators=[torch.Generator().manual_seed(seed)],
             )
             for seed in (1, 2)
         )
@@ -160,9 +162,9 @@ def test_a_model_is_asked_once_per_step_at_falling_levels_of_its_own_schedule(sa
     assert levels[-1] < 110
 
 
-def test_an_unknown_sampler_is_refused_with_the_nearest():
-    with pytest.raises(UserError, match=r"Unknown sampler 'dimm'; did you mean 'ddim'\?"):
-        drawn(SCHEDULES["v"].build(), lambda noisy, timesteps: noisy, sampler="dimm")
+def test_an_unknown_sampler_is_refused_before_anything_is_loaded():
+    with pytest.raises(UserError, match="sampler = 'dimm'.*'ddim'"):
+        parse_record(SamplingConfig, {"sampler": "dimm"}, where="sample.sampling")
 
 
 def test_without_context_a_model_is_given_none():
