@@ -20,7 +20,21 @@ from videoldm_core.files import disk_error
 
 START_S = 180.0  # a busy machine
 GRACE_S = 3.0
-SERVER = {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+# Not "ephemeral", which would serve no pages. What looks after schedules has nothing to do here.
+SERVER = {
+    "PREFECT__SERVER_FINAL": "1",
+    **{
+        f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false"
+        for service in (
+            "SCHEDULER",
+            "LATE_RUNS",
+            "CANCELLATION_CLEANUP",
+            "PAUSE_EXPIRATIONS",
+            "FOREMAN",
+            "TRIGGERS",
+        )
+    },
+}
 
 _held: list[subprocess.Popen] = []  # the pipes that keep servers alive; closed as the process ends
 
@@ -73,7 +87,14 @@ def _start(address: str, log: Path) -> subprocess.Popen:
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **SERVER, leash.MARK: uuid.uuid4().hex},
+                env={
+                    **os.environ,
+                    **SERVER,
+                    "PREFECT_UI_API_URL": f"{address}/api",
+                    # By default its pages are unpacked beside the package, which may be read-only.
+                    "PREFECT_UI_STATIC_DIRECTORY": str(log.parent / "ui"),
+                    leash.MARK: uuid.uuid4().hex,
+                },
                 start_new_session=True,
             )
     except OSError as error:

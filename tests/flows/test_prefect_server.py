@@ -1,6 +1,7 @@
 """The embedded Prefect server outlives an interrupt, but not the command it serves."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -29,6 +30,11 @@ def answers(address: str) -> bool:
     return False
 
 
+def page(address: str) -> str:
+    with urllib.request.urlopen(address, timeout=20) as answer:
+        return answer.read().decode()
+
+
 def test_the_server_answers_after_an_interrupt_and_ends_with_a_killed_command(tmp_path):
     environment = {name: text for name, text in os.environ.items() if "PREFECT" not in name}
     holder = subprocess.Popen(
@@ -42,6 +48,9 @@ def test_the_server_answers_after_an_interrupt_and_ends_with_a_killed_command(tm
     assert holder.stdout
     address = holder.stdout.readline().strip()
     assert answers(address)
+    assert "<title>Prefect" in page(address), "the address is printed for people to open"
+    settings = json.loads(page(f"{address}/ui-settings"))
+    assert settings["api_url"] == f"{address}/api", "the pages ask this server, not port 4200"
     os.killpg(holder.pid, signal.SIGINT)  # what a terminal does
     assert holder.stdout.readline() == "interrupted\n"
     assert answers(address)
