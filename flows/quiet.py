@@ -28,11 +28,15 @@ def silence_prefect(out: Path) -> None:
 
 
 def silence_mlflow() -> None:
-    """MLflow's log lines and its dependencies' warnings stay off the terminal."""
+    """MLflow's log lines and its dependencies' warnings stay off the terminal.
+
+    Its errors too, which it logs with a traceback before it raises them: the tracker catches them
+    and says what is not delivered.
+    """
     _set_defaults()
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     warnings.filterwarnings("ignore", module=r"mlflow|alembic|pydantic")
 
 

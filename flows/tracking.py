@@ -16,6 +16,7 @@ from typing import Any, Literal
 from flows.delivery import batches, describe, log_lines
 from flows.launch.journal import JournalReader, first_line
 from flows.quiet import silence_mlflow
+from videoldm_core.errors import UserError
 from videoldm_core.files import write_text_atomically
 from videoldm_core.records import Record
 
@@ -158,7 +159,7 @@ class Tracker:
                 return
             try:
                 yield client
-            except (MlflowException, OSError) as error:
+            except (MlflowException, OSError, UserError) as error:  # UserError: the disk is full
                 self.problem = _sentence(error)
 
     def _deliver_regularly(self, every_s: float) -> None:

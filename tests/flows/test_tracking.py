@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.tracking import CASCADE, Tracker
+from videoldm_core.errors import UserError
 
 
 def write_journal(
@@ -108,6 +109,20 @@ def test_a_resumed_stage_goes_on_in_its_run_and_a_new_attempt_gets_a_new_one(tra
     write_journal(journal, range(1), first='{"time": 2.0, "total_steps": 9}')
     assert resumed.deliver()
     assert resumed.run_id("temporal") not in (None, first)
+
+
+def test_a_full_disk_stops_no_delivery_for_good(tracker, monkeypatch):
+    tracker.begin(CASCADE, params={}, tags={})
+
+    def refuse(path: Path, text: str) -> None:
+        raise UserError(f"Cannot write {path}: No space left on device.")
+
+    with monkeypatch.context() as full:
+        full.setattr("flows.tracking.write_text_atomically", refuse)
+        assert not tracker.deliver()
+        assert "No space left" in tracker.problem
+    assert tracker.deliver(), tracker.problem
+    assert run_of(tracker, CASCADE).info.status == "RUNNING"
 
 
 def test_a_server_that_does_not_answer_stops_nothing_and_gets_everything_later(database, tmp_path):
