@@ -33,7 +33,12 @@ from videoldm_core.training.checkpoints import (
     save_checkpoint,
 )
 from videoldm_core.training.ema import Ema
-from videoldm_core.training.engine import TorchEngine, deepspeed_engine, join_processes
+from videoldm_core.training.engine import (
+    TorchEngine,
+    deepspeed_engine,
+    join_processes,
+    leave_processes,
+)
 from videoldm_core.training.journal import Journal
 from videoldm_core.training.loop import train, warmup_and_cooldown
 from videoldm_core.training.published import (
@@ -253,4 +258,4 @@ def _world() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_processes(main())

@@ -7,9 +7,11 @@ process. Weights are float32 in both: "bf16" means autocast around the forward p
 """
 
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +120,17 @@ def join_processes() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def leave_processes(exit_code: int) -> NoReturn:
+    """Ends this process at once, without the libraries' own clearing up.
+
+    Seen once in some hundred ends: gloo's or DeepSpeed's destructors abort the process, and a stage
+    that was published would be reported as crashed.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def _adamw(trainable: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:

@@ -31,6 +31,7 @@ from videoldm_core.training.engine import (
     deepspeed_engine,
     full_tensors,
     join_processes,
+    leave_processes,
 )
 from videoldm_core.training.loop import train
 
@@ -152,4 +153,6 @@ if __name__ == "__main__":
         stage, count, place = request.split(":", 2)
         Path(place).mkdir(parents=True, exist_ok=True)
         run(Path(place), Path(weights), zero_stage=int(stage), steps=int(count))
+    distributed.barrier()
     distributed.destroy_process_group()
+    leave_processes(0)
