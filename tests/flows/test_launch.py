@@ -147,6 +147,7 @@ def test_killing_the_launcher_itself_leaves_no_orphan(tmp_path, monkeypatch):
     launcher.send_signal(signal.SIGKILL)
     launcher.wait()
     wait_until(lambda: marked_processes(mark) == [])
+    assert marked_processes(mark) == []
 
 
 def test_torchrun_runs_every_process_and_keeps_the_sentence_of_a_failing_one(tmp_path, monkeypatch):

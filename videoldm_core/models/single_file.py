@@ -99,6 +99,11 @@ def vae_of(weights: Mapping[str, Tensor], *, where: str) -> AutoencoderKL:
         )
     blocks = _numbers(own, r"encoder\.down\.(\d+)\.block\.(\d+)\.conv2\.weight")
     levels = 1 + max(level for level, _ in blocks)
+    if levels not in SCALES:
+        raise UserError(
+            f"{where}: its autoencoder has {levels} levels, and the file does not say by what its "
+            f"latents are scaled; expected {' or '.join(map(str, SCALES))}, or a diffusers folder."
+        )
     config = {
         "in_channels": own["encoder.conv_in.weight"].shape[1],
         "out_channels": own["decoder.conv_out.weight"].shape[0],
@@ -109,7 +114,7 @@ def vae_of(weights: Mapping[str, Tensor], *, where: str) -> AutoencoderKL:
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "latent_channels": own["post_quant_conv.weight"].shape[1],
-        "scaling_factor": SCALES.get(levels, SCALES[4]),
+        "scaling_factor": SCALES[levels],
     }
     converted = convert_ldm_vae_checkpoint(dict(weights), config)
     return _filled(AutoencoderKL, config, converted, where=where)
