@@ -211,7 +211,7 @@ def test_what_was_loaded_is_saved_as_parts_that_load_again(write_file, tmp_path)
 def test_an_autoencoder_of_unknown_scale_is_refused(write_file):
     def deepen(tensors: dict[str, Tensor]) -> None:
         name = "first_stage_model.encoder.down.3.block.0.conv2.weight"
-        tensors[name.replace("down.3", "down.4")] = tensors[name]
+        tensors[name.replace("down.3", "down.4")] = tensors[name].clone()
 
     with pytest.raises(UserError, match="5 levels"):
         load_image_model(write_file("sd1", change=deepen))
