@@ -1,9 +1,10 @@
 """What a stage is given besides noise, time and text; training and sampling end in the same
 functions.
 
-A given is drawn from a clean training clip by calling it with the clip. While sampling, earlier
-frames or a
-low-resolution video take the clip's place in `mark_known` and `LowResolution.degrade`.
+A given is drawn from a clean training clip by calling it with the clip as it is diffused and as it
+is stored (for the latent upscaler: latents and frames; for all others these differ by a factor at
+most). While sampling, earlier frames or a low-resolution video take the clip's place in
+`mark_known` and `LowResolution.degrade`.
 """
 
 from dataclasses import dataclass, replace
@@ -57,7 +58,14 @@ class Nothing(Record):
         """Channels of c_S for frames of `channels` channels."""
         return 0
 
-    def __call__(self, clip: Tensor, rng: SampleRng, schedule: NoiseSchedule) -> Given:
+    def __call__(
+        self,
+        clip: Tensor,
+        rng: SampleRng,
+        schedule: NoiseSchedule,
+        *,
+        stored: Tensor | None = None,
+    ) -> Given:
         """What is given of a clip b t c h w: nothing."""
         return Given()
 
@@ -73,7 +81,14 @@ class FirstFrames(Record):
         """Channels of c_S for frames of `channels` channels."""
         return channels + 1
 
-    def __call__(self, clip: Tensor, rng: SampleRng, schedule: NoiseSchedule) -> Given:
+    def __call__(
+        self,
+        clip: Tensor,
+        rng: SampleRng,
+        schedule: NoiseSchedule,
+        *,
+        stored: Tensor | None = None,
+    ) -> Given:
         """Gives the first S frames of each clip b t c h w, S drawn per clip."""
         count = rng.choice(self.weights)
         return mark_known(clip, torch.arange(clip.shape[1])[None] < count[:, None])
@@ -94,7 +109,14 @@ class KeyFrames(Record):
         """m for a window: 1 0 0 0 1 for five frames."""
         return torch.arange(frames) % self.every == 0
 
-    def __call__(self, clip: Tensor, rng: SampleRng, schedule: NoiseSchedule) -> Given:
+    def __call__(
+        self,
+        clip: Tensor,
+        rng: SampleRng,
+        schedule: NoiseSchedule,
+        *,
+        stored: Tensor | None = None,
+    ) -> Given:
         """Gives every `every`-th frame of each clip b t c h w."""
         kept = rng.uniform() >= self.dropout
         return mark_known(clip, self.mask(clip.shape[1])[None] & kept[:, None])
@@ -115,25 +137,46 @@ class LowResolution(Record):
         """Channels of c_S for frames of `channels` channels."""
         return 0
 
-    def __call__(self, clip: Tensor, rng: SampleRng, schedule: NoiseSchedule) -> Given:
-        """Gives each clip b t c h w shrunk by `factor`, with noise of a level drawn per clip."""
-        low = shrink(clip, self.factor)
-        level = rng.integers(0, self.max_noise_timestep)
-        return self.degrade(low, level, rng.normal(tuple(low.shape[1:])), schedule)
+    def __call__(
+        self,
+        clip: Tensor,
+        rng: SampleRng,
+        schedule: NoiseSchedule,
+        *,
+        stored: Tensor | None = None,
+    ) -> Given:
+        """Gives each stored clip shrunk by `factor`, with noise of a level drawn per clip.
 
-    def degrade(self, low: Tensor, level: Tensor, noise: Tensor, schedule: NoiseSchedule) -> Given:
-        """c_gamma = alpha x_low + sigma eps, brought to the size of the frames (Eq. 5).
+        Args:
+            stored: the clip's frames, where `clip` is latents of them.
+        """
+        low = shrink(clip if stored is None else stored, self.factor)
+        level = rng.integers(0, self.max_noise_timestep)
+        noise = rng.normal(tuple(low.shape[1:]))
+        return self.degrade(low, level, noise, schedule, size=tuple(clip.shape[-2:]))
+
+    def degrade(
+        self,
+        low: Tensor,
+        level: Tensor,
+        noise: Tensor,
+        schedule: NoiseSchedule,
+        *,
+        size: tuple[int, ...],
+    ) -> Given:
+        """c_gamma = alpha x_low + sigma eps, brought to the size of what is diffused (Eq. 5).
 
         Args:
             low: b t c h/f w/f.
             level: tau_gamma per clip, (b); the model is told it, so that sampling may choose it.
             noise: like `low`.
+            size: (height, width) of what is diffused: of the frames, or of their latents.
         """
         noisy = schedule.add_noise(low, noise.to(low), level.to(low.device))
         return Given(
-            low_resolution=enlarge(noisy, self.factor),
+            low_resolution=enlarge(noisy, size),
             noise_level=level.to(low.device),
-            base=None if self.detail_scale is None else enlarge(low, self.factor),
+            base=None if self.detail_scale is None else enlarge(low, size),
             detail_scale=self.detail_scale or 1.0,
         )
 
@@ -156,8 +199,10 @@ def shrink(clip: Tensor, factor: int) -> Tensor:
     return rearrange(frames, "(b t) c h w -> b t c h w", t=clip.shape[1])
 
 
-def enlarge(clip: Tensor, factor: int) -> Tensor:
-    """b t c h w enlarged bilinearly."""
+def enlarge(clip: Tensor, size: tuple[int, ...]) -> Tensor:
+    """b t c h w enlarged bilinearly to `size` (height, width)."""
+    if tuple(clip.shape[-2:]) == size:
+        return clip
     frames = rearrange(clip, "b t c h w -> (b t) c h w")
-    frames = F.interpolate(frames, scale_factor=factor, mode="bilinear", align_corners=False)
+    frames = F.interpolate(frames, size=size, mode="bilinear", align_corners=False)
     return rearrange(frames, "(b t) c h w -> b t c h w", t=clip.shape[1])

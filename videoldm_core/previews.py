@@ -73,8 +73,8 @@ def picture(rows: list[Tensor]) -> Image.Image:
 def _denoised(
     model: Denoiser, kind: AnyGiven, parts: Parts, batch: Batch, null_text: Tensor
 ) -> list[Tensor]:
-    clip = batch.clip * model.scale
-    given = _given(kind, model, clip)
+    clip = model.diffused_of(batch.clip)
+    given = _given(kind, model, clip, batch.clip)
     rng = SampleRng(0, "preview", batch.sample_ids)
     made = given.from_diffused(
         sample(
@@ -97,20 +97,20 @@ def _denoised(
     )
     vae = load_vae(parts["vae"]) if "vae" in parts else None
     shown = [clip, made] if given.base is None else [clip, given.base, made]
-    videos = [_as_frames(video / model.scale, vae) for video in shown]
+    videos = [_as_frames(model.clip_of(video), vae) for video in shown]
     if clip.shape[1] == 1:
         return [video[:, 0] for video in videos]
     return [video[i] for i in range(len(clip)) for video in videos]
 
 
-def _given(kind: AnyGiven, model: Denoiser, clip: Tensor) -> Given:
+def _given(kind: AnyGiven, model: Denoiser, clip: Tensor, stored: Tensor) -> Given:
     """One frame for a predictor, the key frames for an interpolator, no noise for an upscaler."""
     if isinstance(kind, FirstFrames):
         return mark_known(clip, (torch.arange(clip.shape[1]) < 1).expand(len(clip), -1))
     if isinstance(kind, KeyFrames):
         return mark_known(clip, kind.mask(clip.shape[1]).expand(len(clip), -1))
     if isinstance(kind, LowResolution):
-        return clean_low_resolution(kind, model, clip)
+        return clean_low_resolution(kind, model, stored)
     return Given()
 
 

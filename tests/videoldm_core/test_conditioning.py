@@ -122,7 +122,8 @@ def test_training_and_sampling_degrade_a_low_resolution_alike():
     trained = low_resolution(clip, rng(0, 2), SCHEDULE)
     draws, low = rng(0, 2), shrink(clip, 4)
     level = draws.integers(0, low_resolution.max_noise_timestep)
-    sampled = low_resolution.degrade(low, level, draws.normal(tuple(low.shape[1:])), SCHEDULE)
+    noise = draws.normal(tuple(low.shape[1:]))
+    sampled = low_resolution.degrade(low, level, noise, SCHEDULE, size=(16, 24))
     assert trained.low_resolution is not None
     assert sampled.low_resolution is not None
     assert trained.base is not None
@@ -135,13 +136,15 @@ def test_training_and_sampling_degrade_a_low_resolution_alike():
 def test_a_low_resolution_is_clean_at_level_0_and_noise_at_the_last():
     low, noise = torch.rand(1, 2, 3, 16, 16), torch.randn(1, 2, 3, 16, 16)
     clean, noisy = (
-        LowResolution(factor=2).degrade(low, torch.tensor([level]), noise, SCHEDULE).low_resolution
+        LowResolution(factor=2)
+        .degrade(low, torch.tensor([level]), noise, SCHEDULE, size=(32, 32))
+        .low_resolution
         for level in (0, SCHEDULE.timesteps - 1)
     )
     assert clean is not None
     assert noisy is not None
-    assert (clean - enlarge(low, 2)).abs().mean() < 0.03
-    assert (noisy - enlarge(noise, 2)).abs().mean() < 0.1
+    assert (clean - enlarge(low, (32, 32))).abs().mean() < 0.03
+    assert (noisy - enlarge(noise, (32, 32))).abs().mean() < 0.1
 
 
 def test_noise_levels_stay_below_the_greatest_that_is_trained():
@@ -159,7 +162,7 @@ def test_what_is_diffused_maps_back_to_the_clip(detail_scale):
     if detail_scale is None:
         assert torch.equal(diffused, clip)
     else:
-        detail = clip - enlarge(shrink(clip, 4), 4)
+        detail = clip - enlarge(shrink(clip, 4), (16, 16))
         assert torch.allclose(diffused, detail * detail_scale, atol=1e-5)
 
 
@@ -173,4 +176,4 @@ def test_shrinking_averages_squares_and_enlarging_keeps_flat_frames_flat():
     clip = torch.arange(16.0).view(1, 1, 1, 4, 4)
     assert shrink(clip, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
     flat = torch.full((1, 2, 3, 2, 2), 0.25)
-    assert torch.equal(enlarge(flat, 4), torch.full((1, 2, 3, 8, 8), 0.25))
+    assert torch.equal(enlarge(flat, (8, 8)), torch.full((1, 2, 3, 8, 8), 0.25))

@@ -128,10 +128,11 @@ class BeatsBilinear(Record):
 
         def quality(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
             given = clean_low_resolution(self.given, model, batch.clip)
-            noise = rng.normal(tuple(batch.clip.shape[1:]))
-            bilinear = enlarge(shrink(batch.clip, self.given.factor), self.given.factor)
+            guess = model.clip_of(best_guess(model, model.noise_for(batch.clip, rng), batch, given))
+            low = shrink(batch.clip, self.given.factor)
+            bilinear = enlarge(low, tuple(batch.clip.shape[-2:]))
             return {
-                "image upscaler": psnr(best_guess(model, noise, batch, given), batch.clip),
+                "image upscaler": psnr(guess, batch.clip),
                 "bilinear": psnr(bilinear, batch.clip),
             }
 

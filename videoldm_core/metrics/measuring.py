@@ -49,7 +49,7 @@ def levels(
     model: Denoiser, batch: Batch, rng: SampleRng
 ) -> Iterator[tuple[float, Tensor, Tensor, Tensor, Tensor]]:
     """(level, clean, noisy, timesteps, target) for every noise level, with noise of its own."""
-    clean = batch.clip * model.scale
+    clean = model.diffused_of(batch.clip)
     for level in LEVELS:
         timesteps = torch.full((len(clean),), int(level * model.schedule.timesteps))
         noise = rng.normal(tuple(clean.shape[1:]))
@@ -69,7 +69,9 @@ def clean_low_resolution(given: LowResolution, model: Denoiser, clip: Tensor) ->
     """What an upscaler is given of a clip at noise level 0."""
     low = shrink(clip, given.factor)
     level = torch.zeros(len(clip), dtype=torch.long)
-    return given.degrade(low, level, torch.zeros_like(low), model.schedule)
+    height, width = (side // model.shrinks for side in clip.shape[-2:])
+    noise = torch.zeros_like(low)
+    return given.degrade(low, level, noise, model.schedule, size=(height, width))
 
 
 def error(prediction: Tensor, target: Tensor) -> Tensor:

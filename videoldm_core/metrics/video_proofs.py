@@ -133,7 +133,7 @@ class UsesKeyFrames(Record):
         model = load_denoiser(evidence.parts)
 
         def errors(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
-            clean = batch.clip * model.scale
+            clean = model.diffused_of(batch.clip)
             mask = self.given.mask(clean.shape[1])
             given = mark_known(clean, mask.expand(len(clean), -1))
             noise = rng.normal(tuple(clean.shape[1:]))
@@ -230,10 +230,10 @@ class SteadierUpscaling(Record):
 
         def quality(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
             given = clean_low_resolution(self.given, model, batch.clip)
-            noise = rng.normal(tuple(batch.clip.shape[1:]))
+            noise = model.noise_for(batch.clip, rng)
             found = {}
             for name, denoiser in (("video upscaler", model), ("image upscaler", alone)):
-                guess = best_guess(denoiser, noise, batch, given)
+                guess = model.clip_of(best_guess(denoiser, noise, batch, given))
                 found[f"{name}, flicker"] = flicker(guess, batch.clip)
                 found[f"{name}, PSNR"] = psnr(guess, batch.clip)
             return found

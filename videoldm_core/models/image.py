@@ -128,6 +128,11 @@ def latent_scale(vae_folder: Path) -> float:
     return float(config["scaling_factor"])  # type: ignore[index]
 
 
+def shrinking(vae: AutoencoderKL) -> int:
+    """How many times smaller than frames, per side, the latents of this autoencoder are."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
 def _load(kind: Any, folder: Path) -> Any:
     try:
         return kind.from_pretrained(

@@ -5,12 +5,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from diffusers import AutoencoderKL
+from einops import rearrange
 from torch import Tensor, nn
 
 from videoldm_core.conditioning import AnyGiven, Given, Nothing
 from videoldm_core.data.loader import Batch
 from videoldm_core.diffusion import NoiseSchedule
-from videoldm_core.models.image import UNetConfig, latent_scale, load_unet
+from videoldm_core.models.image import (
+    UNetConfig,
+    latent_scale,
+    load_unet,
+    load_vae,
+    shrinking,
+)
 from videoldm_core.models.temporal_layers import TemporalConfig, load_temporal_config
 from videoldm_core.models.video_unet import VideoUNet, temporal_layers_for
 from videoldm_core.objectives.task import Parts, device_of
@@ -72,11 +80,23 @@ class Denoising(Record):
 
 
 class Denoiser(nn.Module):
-    """A video UNet with the noise schedule and latent scale it was trained with."""
+    """A video UNet with the noise schedule it was trained with, and what it diffuses.
 
-    def __init__(self, net: VideoUNet, schedule: NoiseSchedule, scale: float) -> None:
+    Args:
+        scale: what stored latents are multiplied by; 1 for a model that diffuses pixels.
+        own_vae: of a model that reads frames and diffuses their latents (the latent upscaler),
+            frozen; None: it diffuses what the store holds.
+    """
+
+    def __init__(
+        self,
+        net: VideoUNet,
+        schedule: NoiseSchedule,
+        scale: float,
+        own_vae: AutoencoderKL | None = None,
+    ) -> None:
         super().__init__()
-        self.net, self.schedule, self.scale = net, schedule, scale
+        self.net, self.schedule, self.scale, self.own_vae = net, schedule, scale, own_vae
 
     @property
     def told_pass(self) -> bool:
@@ -87,6 +107,34 @@ class Denoiser(nn.Module):
     def channels(self) -> int:
         """Channels of what is denoised."""
         return self.net.unet.config.out_channels
+
+    @property
+    def shrinks(self) -> int:
+        """How many times smaller than the clip, per side, what is diffused of it is."""
+        return 1 if self.own_vae is None else shrinking(self.own_vae)
+
+    @torch.no_grad()
+    def diffused_of(self, clip: Tensor) -> Tensor:
+        """What is diffused of a clip b t c h w of the stage's store, of about deviation 1."""
+        if self.own_vae is None:
+            return clip * self.scale
+        frames = rearrange(clip, "b t c h w -> (b t) c h w")
+        latents = torch.cat([self.own_vae.encode(f).latent_dist.mean for f in frames.split(1)])
+        return rearrange(latents, "(b t) c h w -> b t c h w", t=clip.shape[1]) * self.scale
+
+    def noise_for(self, clip: Tensor, rng: SampleRng) -> Tensor:
+        """Noise of the shape that is diffused of a clip b t c h w."""
+        height, width = (side // self.shrinks for side in clip.shape[-2:])
+        return rng.normal((clip.shape[1], self.channels, height, width))
+
+    @torch.no_grad()
+    def clip_of(self, diffused: Tensor) -> Tensor:
+        """The clip b t c h w that `diffused_of` maps to `diffused`."""
+        if self.own_vae is None:
+            return diffused / self.scale
+        latents = rearrange(diffused, "b t c h w -> (b t) c h w") / self.scale
+        frames = torch.cat([self.own_vae.decode(z).sample for z in latents.split(1)])
+        return rearrange(frames, "(b t) c h w -> b t c h w", t=diffused.shape[1])
 
 
 def predict(
@@ -119,9 +167,15 @@ def load_denoiser(parts: Parts) -> Denoiser:
     if "temporal" in parts:
         temporal = temporal_layers_for(unet, load_temporal_config(parts["temporal"]), seed=0)
         temporal.load(parts["temporal"])
-    scale = latent_scale(parts["vae"]) if "vae" in parts else 1.0
     net = VideoUNet(unet, temporal).eval().requires_grad_(False)
-    return Denoiser(net, NoiseSchedule.load(parts["scheduler"]), scale)
+    return Denoiser(net, NoiseSchedule.load(parts["scheduler"]), *_diffused(parts))
+
+
+def _diffused(parts: Parts) -> tuple[float, AutoencoderKL | None]:
+    """Scale and own autoencoder of a model with these parts."""
+    if "own_vae" in parts:
+        return latent_scale(parts["own_vae"]), load_vae(parts["own_vae"]).requires_grad_(False)
+    return (latent_scale(parts["vae"]) if "vae" in parts else 1.0), None
 
 
 class DenoisingTask:
@@ -160,8 +214,7 @@ class DenoisingTask:
         temporal = temporal_layers_for(unet, phi, seed=seed) if phi else None
         if temporal is not None and "temporal" in parts:
             temporal.load(parts["temporal"])
-        scale = latent_scale(parts["vae"]) if "vae" in parts else 1.0
-        self.model = Denoiser(VideoUNet(unet, temporal), schedule, scale)
+        self.model = Denoiser(VideoUNet(unet, temporal), schedule, *_diffused(parts))
         modules = {"unet": unet, "temporal": temporal}
         moving = [m for name in trains if (m := modules.get(name)) is not None]
         net = self.model.net
@@ -201,12 +254,13 @@ class DenoisingTask:
 
     def _errors(self, net: Any, batch: Batch, rng: SampleRng) -> Tensor:
         device, schedule = device_of(net), self.model.schedule
-        clip = batch.clip.to(device) * self.model.scale
+        stored = batch.clip.to(device)
         if self.crop is not None:
-            clip = random_patches(clip, self.crop, rng)
+            stored = random_patches(stored, self.crop, rng)
+        clip = self.model.diffused_of(stored)
         timesteps = rng.integers(0, schedule.timesteps).to(device)
         noise = rng.normal(tuple(clip.shape[1:])).to(device)
-        given = self.config.given(clip, rng, schedule)
+        given = self.config.given(clip, rng, schedule, stored=stored)
         clean = given.to_diffused(clip)
         dropped = (rng.uniform() < self.config.text_dropout).to(device)
         text = torch.where(dropped[:, None, None], self.null_text.to(device), batch.text.to(device))

@@ -155,7 +155,8 @@ class Sampling:
         model, low_resolution = self.cascade.upscaler, self.cascade.low_resolution
         factor = low_resolution.factor
         frames = low.shape[1]
-        size = (model.channels, low.shape[-2] * factor, low.shape[-1] * factor)
+        height, width = (side * factor // model.shrinks for side in low.shape[-2:])
+        size = (model.channels, height, width)
         # All frames start from the same noise: what is made up stays where it is from frame to
         # frame and from portion to portion. The paper is silent; noise of each frame's own left
         # 2.3 grey levels of flicker on a video that had 0.7.
@@ -163,7 +164,9 @@ class Sampling:
         small = tuple(low.shape[2:])
         blur = self._rng("low resolution", [0]).normal(small)[None].expand(1, frames, *small)
         level = torch.tensor([self.config.upscale_noise_timestep])
-        given = low_resolution.degrade(low, level, blur.to(low), model.schedule)
+        given = low_resolution.degrade(
+            low, level, blur.to(low), model.schedule, size=(height, width)
+        )
         diffused = self._run(
             model,
             noise.to(low),
@@ -173,7 +176,7 @@ class Sampling:
             steps=self.config.upscale_steps,
             guidance=Guidance(),
         )
-        return given.from_diffused(diffused)
+        return model.clip_of(given.from_diffused(diffused))
 
     def _denoise(self, model: Denoiser, rng: SampleRng, frames: int, given: Given) -> Tensor:
         """Latents b frames c h w, their noise from `rng`."""

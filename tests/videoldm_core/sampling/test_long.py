@@ -78,7 +78,8 @@ class FrameDecoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         self.calls.append(latents[0, :, 0, 0, 0].tolist())
-        return enlarge(latents[:, :, :3], 2) / 64
+        height, width = latents.shape[-2:]
+        return enlarge(latents[:, :, :3], (2 * height, 2 * width)) / 64
 
 
 def denoiser(net: Known, scale: float = SCALE) -> Denoiser:
@@ -238,7 +239,8 @@ def test_detail_is_added_to_the_enlarged_low_resolution(cascade: Cascade):
     cascade = Cascade(**{**vars(cascade), "low_resolution": low_resolution})
     given = torch.randn(3, *SIZE, generator=torch.Generator().manual_seed(3))
     found = torch.cat(list(sampling(cascade).decode_and_upscale(given)))
-    expected = enlarge(cascade.decoder(given[None] / SCALE), 4)[0]
+    decoded = cascade.decoder(given[None] / SCALE)
+    expected = enlarge(decoded, (4 * decoded.shape[-2], 4 * decoded.shape[-1]))[0]
     assert torch.allclose(found, expected.clamp(-1, 1), atol=1e-5)
 
 
