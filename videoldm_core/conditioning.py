@@ -27,6 +27,7 @@ class Given:
 
     context: Tensor | None = None  # c_S = (m * z, m), b t c+1 h w (§3.2)
     known: Tensor | None = None  # m, b t: which frames are given
+    context_noise: Tensor | None = None  # timestep of the noise on the given frames, b
     low_resolution: Tensor | None = None  # noisy, at the size of the frames, b t c h w (§3.4)
     noise_level: Tensor | None = None  # timestep of its noise, b
     base: Tensor | None = None  # what the clip is diffused as a difference to, b t c h w
@@ -100,6 +101,10 @@ class KeyFrames(Record):
     kind: Literal["key_frames"] = "key_frames"
     every: int = 4  # distance of the given frames; every - 1 frames are predicted between two
     dropout: float = 0.1  # share of clips that are given nothing, for context guidance
+    # Noise of a level up to this timestep is put on the given frames, and the temporal layers are
+    # told the level; 0: none. The paper's text-to-video interpolator has 250: frames that another
+    # model made are never as clean as those of the videos.
+    max_noise_timestep: int = 0
 
     def context_channels(self, channels: int) -> int:
         """Channels of c_S for frames of `channels` channels."""
@@ -119,7 +124,26 @@ class KeyFrames(Record):
     ) -> Given:
         """Gives every `every`-th frame of each clip b t c h w."""
         kept = rng.uniform() >= self.dropout
-        return mark_known(clip, self.mask(clip.shape[1])[None] & kept[:, None])
+        known = self.mask(clip.shape[1])[None] & kept[:, None]
+        if not self.max_noise_timestep:
+            return mark_known(clip, known)
+        level = rng.integers(0, self.max_noise_timestep + 1)
+        return self.give(clip, known, level, rng.normal(tuple(clip.shape[1:])), schedule)
+
+    def give(
+        self, clip: Tensor, known: Tensor, level: Tensor, noise: Tensor, schedule: NoiseSchedule
+    ) -> Given:
+        """c_S of frames b t c h w with noise of `level` (b) on them, if this model is told of it.
+
+        Args:
+            known: m, b t.
+            noise: like `clip`.
+        """
+        if not self.max_noise_timestep:
+            return mark_known(clip, known)
+        level = level.to(clip.device)
+        given = mark_known(schedule.add_noise(clip, noise.to(clip), level), known)
+        return replace(given, context_noise=level)
 
 
 class LowResolution(Record):

@@ -22,7 +22,7 @@ from videoldm_core.conditioning import (
 )
 from videoldm_core.data.loader import Batch
 from videoldm_core.job import Job
-from videoldm_core.metrics.measuring import clean_low_resolution
+from videoldm_core.metrics.measuring import clean_key_frames, clean_low_resolution
 from videoldm_core.models.image import load_vae
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
 from videoldm_core.objectives.autoencoding import Autoencoding
@@ -108,7 +108,7 @@ def _given(kind: AnyGiven, model: Denoiser, clip: Tensor, stored: Tensor) -> Giv
     if isinstance(kind, FirstFrames):
         return mark_known(clip, (torch.arange(clip.shape[1]) < 1).expand(len(clip), -1))
     if isinstance(kind, KeyFrames):
-        return mark_known(clip, kind.mask(clip.shape[1]).expand(len(clip), -1))
+        return clean_key_frames(kind, model, clip)
     if isinstance(kind, LowResolution):
         return clean_low_resolution(kind, model, stored)
     return Given()

@@ -96,14 +96,43 @@ def test_key_frames_are_dropped_by_whole_clips(dropout, given):
     assert known.tolist() == [expected] * 8
 
 
+def test_noise_of_a_told_level_is_put_on_key_frames_alone():
+    clip = clips()
+    given = KeyFrames(dropout=0.0, max_noise_timestep=250)(clip, rng(0, 8), SCHEDULE)
+    assert given.context is not None
+    assert given.context_noise is not None
+    assert not given.context[:, 1:4].any()
+    assert given.context_noise.max() <= 250
+    assert len(set(given.context_noise.tolist())) > 4
+    error = (given.context[:, [0, 4], :4] - clip[:, [0, 4]]).square().mean(dim=(1, 2, 3, 4))
+    by_level = error[given.context_noise.argsort()]
+    assert by_level[0] < by_level[-1]
+    alpha, sigma = (f(given.context_noise).flatten() for f in (SCHEDULE.alpha, SCHEDULE.sigma))
+    assert torch.allclose(error, (1 - alpha) ** 2 + sigma**2, rtol=0.25)
+
+
+def test_key_frames_without_noise_draw_as_before_and_tell_no_level():
+    given = KeyFrames(dropout=0.5)(clips(), rng(0, 8), SCHEDULE)
+    noisy = KeyFrames(dropout=0.5, max_noise_timestep=9)(clips(), rng(0, 8), SCHEDULE)
+    assert given.context_noise is None
+    assert torch.equal(given.known, noisy.known)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
-    "given", [Nothing(), FirstFrames(), KeyFrames(dropout=0.5), LowResolution()]
+    "given",
+    [
+        Nothing(),
+        FirstFrames(),
+        KeyFrames(dropout=0.5),
+        KeyFrames(max_noise_timestep=250),
+        LowResolution(),
+    ],
 )
 def test_draws_belong_to_clips_however_the_batch_is_split(given):
     clip = clips()
     whole = given(clip, rng(0, 8), SCHEDULE)
     parts = [given(clip[i : i + 2], rng(i, 2), SCHEDULE) for i in range(0, 8, 2)]
-    for name in ("context", "known", "low_resolution", "noise_level"):
+    for name in ("context", "known", "context_noise", "low_resolution", "noise_level"):
         values = [getattr(part, name) for part in parts]
         if getattr(whole, name) is None:
             assert values == [None] * 4

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videoldm_core.conditioning import Given, LowResolution, shrink
+from videoldm_core.conditioning import Given, KeyFrames, LowResolution, shrink
 from videoldm_core.data.loader import Batch
 from videoldm_core.objectives.denoising import Denoiser, predict
 from videoldm_core.objectives.task import Parts
@@ -72,6 +72,13 @@ def clean_low_resolution(given: LowResolution, model: Denoiser, clip: Tensor) ->
     height, width = (side // model.shrinks for side in clip.shape[-2:])
     noise = torch.zeros_like(low)
     return given.degrade(low, level, noise, model.schedule, size=(height, width))
+
+
+def clean_key_frames(given: KeyFrames, model: Denoiser, clip: Tensor) -> Given:
+    """What an interpolator is given of a diffused clip at noise level 0."""
+    known = given.mask(clip.shape[1]).expand(len(clip), -1)
+    level = torch.zeros(len(clip), dtype=torch.long)
+    return given.give(clip, known, level, torch.zeros_like(clip), model.schedule)
 
 
 def error(prediction: Tensor, target: Tensor) -> Tensor:

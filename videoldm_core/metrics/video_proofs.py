@@ -12,6 +12,7 @@ from videoldm_core.metrics.measuring import (
     Evidence,
     Series,
     best_guess,
+    clean_key_frames,
     clean_low_resolution,
     error,
     levels,
@@ -135,7 +136,7 @@ class UsesKeyFrames(Record):
         def errors(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
             clean = model.diffused_of(batch.clip)
             mask = self.given.mask(clean.shape[1])
-            given = mark_known(clean, mask.expand(len(clean), -1))
+            given = clean_key_frames(self.given, model, clean)
             noise = rng.normal(tuple(clean.shape[1:]))
             guesses = {
                 "interpolator": best_guess(model, noise, batch, given),

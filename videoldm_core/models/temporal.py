@@ -161,7 +161,8 @@ class TemporalTransformer(nn.Module):
             text: one text per video, b l d.
             mask: which frames see which, (t t); None: all see all.
         """
-        positions = self.position(sinusoid(frames, x.shape[-1], x))
+        index = torch.arange(frames, device=x.device)
+        positions = self.position(sinusoid(index, x.shape[-1], x))
         h = rearrange(x, "(b t) s c -> b t s c", t=frames) + positions[:, None]
         b = h.shape[0]
         h = rearrange(h, "b t s c -> (b s) t c")
@@ -187,16 +188,14 @@ def zeroed(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def sinusoid(frames: int, channels: int, like: Tensor) -> Tensor:
-    """Sinusoidal embedding (t c) of the frame index: [cos, sin], longest wavelength 10000 * 2 pi.
+def sinusoid(values: Tensor, channels: int, like: Tensor) -> Tensor:
+    """Sinusoidal embedding (n c) of numbers (n): [cos, sin], longest wavelength 10000 * 2 pi.
 
     Computed in float32, then cast to `like`: bf16 cannot tell neighbouring frames apart.
     """
     half = channels // 2
     scale = torch.arange(half, device=like.device, dtype=torch.float32) / half
-    angles = torch.arange(frames, device=like.device)[:, None] * torch.exp(
-        -math.log(10000.0) * scale
-    )
+    angles = values[:, None] * torch.exp(-math.log(10000.0) * scale)
     return torch.cat([angles.cos(), angles.sin()], dim=-1).to(like.dtype)
 
 

@@ -14,11 +14,17 @@ from torch.nn import functional as F
 
 from videoldm_core.errors import UserError
 from videoldm_core.models.places import Place
-from videoldm_core.models.temporal import TemporalResBlock, TemporalTransformer, zeroed
+from videoldm_core.models.temporal import (
+    TemporalResBlock,
+    TemporalTransformer,
+    sinusoid,
+    zeroed,
+)
 from videoldm_core.models.weights import check_keys, read_tensors
 from videoldm_core.records import Record
 
 CONTEXT_WIDTH = 32
+LEVEL_WIDTH = 32  # of the sinusoid that tells the noise on the given frames
 
 
 class TemporalConfig(Record):
@@ -33,6 +39,7 @@ class TemporalConfig(Record):
     # Deviation: a model that is small and briefly trained copies what it is given from the start.
     context_reach: int = 0
     labels: int = 0  # values of the label the temporal layers see (interpolator: 2 passes); 0: none
+    told_context_noise: bool = False  # of what level the noise on the given frames is (§3.3)
 
 
 class ContextPyramid(nn.Module):
@@ -84,6 +91,18 @@ class ContextShortcut(nn.Module):
         read = self.conv(given.transpose(1, 2)).transpose(1, 2)
         scale, shift = (read * gate.view(*given.shape[:2], -1, 1, 1)).chunk(2, dim=2)
         return out * (1 + scale) + shift
+
+
+class ContextNoise(nn.Module):
+    """Tells the temporal layers how noisy the given frames are; starts by telling nothing."""
+
+    def __init__(self, embedding: int) -> None:
+        super().__init__()
+        self.linear = zeroed(nn.Linear(LEVEL_WIDTH, embedding))
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """Maps levels (b) to what is added to the embedding of the diffusion time, b e."""
+        return self.linear(sinusoid(timesteps, LEVEL_WIDTH, self.linear.weight))
 
 
 class TemporalLayers(nn.Module):
@@ -144,6 +163,7 @@ class TemporalLayers(nn.Module):
             else None
         )
         self.label = zeroed(nn.Embedding(config.labels, embedding)) if config.labels else None
+        self.context_noise = ContextNoise(embedding) if config.told_context_noise else None
 
     def save(self, folder: Path) -> None:
         """Writes temporal.json and temporal.safetensors."""
@@ -184,7 +204,8 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def _is_conditioning(key: str) -> bool:
-    return key.startswith(("pyramid.", "shortcut.", "label.")) or ".context." in key
+    extra = ("pyramid.", "shortcut.", "label.", "context_noise.")
+    return key.startswith(extra) or ".context." in key
 
 
 def initialised(layers: TemporalLayers, seed: int) -> TemporalLayers:

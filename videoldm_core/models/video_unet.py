@@ -61,6 +61,7 @@ class VideoUNet(nn.Module):
         *,
         temporal_text: Tensor | None = None,
         context: Tensor | None = None,
+        context_noise: Tensor | None = None,
         label: Tensor | None = None,
         noise_level: Tensor | None = None,
     ) -> Tensor:
@@ -73,6 +74,7 @@ class VideoUNet(nn.Module):
             text: for the spatial layers, b l d.
             temporal_text: for the temporal layers; None: the same (§4.3: DreamBooth differs).
             context: c_S = (m * z, m), b t c+1 h w (§3.2).
+            context_noise: timestep of the noise on the frames of c_S, (b) (§3.3).
             label: what the temporal layers are told beside time, (b) (interpolator: which pass).
             noise_level: class label of the image model, (b) (upscaler: noise of low resolution).
 
@@ -82,7 +84,7 @@ class VideoUNet(nn.Module):
         frames = noisy.shape[1]
         x = rearrange(noisy, "b t c h w -> (b t) c h w")
         given = self._conditions(
-            x, frames, timesteps, text, temporal_text, context, label, noise_level
+            x, frames, timesteps, text, temporal_text, context, context_noise, label, noise_level
         )
         h = self.unet.conv_in(x)
         h, skips = self._down(h, given)
@@ -105,6 +107,7 @@ class VideoUNet(nn.Module):
         text: Tensor,
         temporal_text: Tensor | None,
         context: Tensor | None,
+        context_noise: Tensor | None,
         label: Tensor | None,
         noise_level: Tensor | None,
     ) -> _Conditions:
@@ -120,6 +123,9 @@ class VideoUNet(nn.Module):
         temporal_embedding = embedding
         if phi is not None and phi.label is not None and label is not None:
             temporal_embedding = embedding + phi.label(label).repeat_interleave(frames, dim=0)
+        if phi is not None and phi.context_noise is not None and context_noise is not None:
+            told = phi.context_noise(context_noise).repeat_interleave(frames, dim=0)
+            temporal_embedding = temporal_embedding + told
         maps = None
         if phi is not None and phi.pyramid is not None and context is not None:
             maps = phi.pyramid(rearrange(context, "b t c h w -> (b t) c h w"))

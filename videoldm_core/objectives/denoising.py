@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from einops import rearrange
 from torch import Tensor, nn
 
-from videoldm_core.conditioning import AnyGiven, Given, Nothing
+from videoldm_core.conditioning import AnyGiven, Given, KeyFrames, Nothing
 from videoldm_core.data.loader import Batch
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.models.image import (
@@ -76,6 +76,8 @@ class Denoising(Record):
             context_channels=self.given.context_channels(channels),
             context_reach=self.context_reach,
             labels=strides if strides > 1 else 0,
+            told_context_noise=isinstance(self.given, KeyFrames)
+            and self.given.max_noise_timestep > 0,
         )
 
 
@@ -118,8 +120,9 @@ class Denoiser(nn.Module):
         """What is diffused of a clip b t c h w of the stage's store, of about deviation 1."""
         if self.own_vae is None:
             return clip * self.scale
+        vae = self.own_vae.to(clip.device)  # an engine moves the network alone
         frames = rearrange(clip, "b t c h w -> (b t) c h w")
-        latents = torch.cat([self.own_vae.encode(f).latent_dist.mean for f in frames.split(1)])
+        latents = torch.cat([vae.encode(f).latent_dist.mean for f in frames.split(1)])
         return rearrange(latents, "(b t) c h w -> b t c h w", t=clip.shape[1]) * self.scale
 
     def noise_for(self, clip: Tensor, rng: SampleRng) -> Tensor:
@@ -155,6 +158,7 @@ def predict(
         timesteps,
         text,
         context=given.context,
+        context_noise=given.context_noise,
         label=label,
         noise_level=given.noise_level,
     ).float()

@@ -68,6 +68,7 @@ def _joined(givens: list[Given]) -> Given:
     return Given(
         context=cat("context"),
         known=cat("known"),
+        context_noise=cat("context_noise"),
         low_resolution=cat("low_resolution"),
         noise_level=cat("noise_level"),
     )

@@ -35,9 +35,8 @@ def test_phi_has_the_published_number_of_parameters(context_size, linear, heads,
         )
         places = unet_places(unet)
         phi = TemporalLayers(places, TemporalConfig(), embedding=1280, text=context_size)
-        given = TemporalLayers(
-            places, TemporalConfig(context_channels=5), embedding=1280, text=context_size
-        )
+        interpolator = TemporalConfig(context_channels=5, labels=2, told_context_noise=True)
+        given = TemporalLayers(places, interpolator, embedding=1280, text=context_size)
     assert sum(1 for place in places if place.heads) == 16
     assert len(places) == 38
     assert count_parameters(phi) == expected

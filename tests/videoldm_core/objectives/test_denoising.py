@@ -1,6 +1,7 @@
 """The denoising objective: what moves, what it is given, and what it is measured against."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from videoldm_core.objectives.denoising import (
     DenoisingTask,
     ScheduleConfig,
     load_denoiser,
+    predict,
     random_patches,
 )
 from videoldm_core.randomness import SampleRng
@@ -94,6 +96,27 @@ def test_only_temporal_weights_move_when_they_alone_train(
     assert all(name.startswith("temporal.") for name in changed)
     branches = {name for name in before if name.endswith(("conv2.weight", "attn_self.to_out.bias"))}
     assert {name for name in branches if name.startswith("temporal.")} <= changed
+
+
+def test_an_interpolator_learns_from_the_level_of_the_noise_on_its_key_frames(
+    image_model: dict[str, Path], random_batch: Callable[..., Batch], tmp_path: Path
+):
+    given = KeyFrames(every=2, dropout=0.0, max_noise_timestep=250)
+    task = task_for(Denoising(alpha="scalar", given=given), image_model)
+    before = weights(task)
+    batch = random_batch((2, 3, 4, 8, 8))
+    step(task, batch)
+    assert "temporal.context_noise.linear.weight" in moved(task, before)
+    task.save(tmp_path)
+    model = load_denoiser(image_model | {"temporal": tmp_path / "temporal"})
+    levels = torch.tensor([0, 250])
+    clean = given.give(
+        batch.clip, given.mask(3).expand(2, -1), levels, torch.zeros(1), model.schedule
+    )
+    told = replace(clean, context_noise=levels.flip(0))
+    timesteps = torch.tensor([500, 500])
+    predictions = [predict(model.net, batch.clip, timesteps, batch.text, g) for g in (clean, told)]
+    assert not torch.equal(*predictions)
 
 
 def test_the_unet_trains_too_when_asked(
