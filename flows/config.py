@@ -18,9 +18,11 @@ from videoldm_core.records import Record, nearest, parse_record
 
 if TYPE_CHECKING:
     from videoldm_core.cascade import Preset
+    from videoldm_core.models.text_source import AnyText
     from videoldm_core.sampling.long import SamplingConfig
 
 RUNFILES = Path(__file__).parent / "runfiles"
+HUB = "hub:"  # before the name of a model that may be fetched
 
 
 class WorldConfig(Record):
@@ -49,6 +51,8 @@ class RunConfig(Record):
     )  # of the experiment and the registered models
     out: Path  # every file of the run is below
     videos: Path | None = None  # folder of the user's videos; None films the driving world
+    # Models that the user brings, by stage: a diffusers folder, a single file, or hub:OWNER/NAME.
+    pretrained: dict[str, str] = {}
     world: WorldConfig = WorldConfig()
     seed: int = 0
     processes: int = Field(default=1, ge=1)  # training processes of one stage
@@ -59,6 +63,7 @@ class RunConfig(Record):
     concurrent_stages: int = Field(default=1, ge=1)  # stages trained at the same time
     tracking_uri: str | None = None  # MLflow server; None means a SQLite file in the run's folder
     video: dict[str, Any] = {}  # changed fields of the preset's video format
+    text: dict[str, Any] = {}  # changed fields of the preset's text; another kind replaces it
     stages: dict[str, dict[str, Any]] = {}  # stage name -> changed fields of its row
     sample: SampleConfig = SampleConfig()
     price_per_process_hour: float = Field(default=0.0, ge=0)  # money, for the report
@@ -118,13 +123,50 @@ def table_of(run: RunConfig) -> "Preset":
 
     table = preset(run.preset)
     changed = {}
-    for name, fields in run.stages.items():
-        row = table.stage(name).model_dump()
-        changed[name] = parse_record(Stage, _merged(row, fields), where=f"stages.{name}")
+    sources = _brought_sources(run, table)
+    for name in [*run.stages, *(n for n in sources if n not in run.stages)]:
+        row = _merged(table.stage(name).model_dump(), run.stages.get(name, {}))
+        row = _merged(row, sources.get(name, {}))
+        changed[name] = parse_record(Stage, row, where=f"stages.{name}")
     rows = tuple(changed.get(row.name, row) for row in table.stages)
     format_values = _merged(table.video.model_dump(), run.video)
     video = parse_record(VideoFormat, format_values, where="video")
-    return table.model_copy(update={"stages": rows, "video": video})
+    text = _text_of(run, table)
+    return table.model_copy(update={"stages": rows, "video": video, "text": text})
+
+
+def _brought_sources(run: RunConfig, table: "Preset") -> dict[str, dict[str, Any]]:
+    """What `pretrained` changes in the rows it names."""
+    from videoldm_core.objectives.brought import Brought
+
+    changes = {}
+    for name, source in run.pretrained.items():
+        if not isinstance(table.stage(name).objective, Brought):
+            brought = [row.name for row in table.stages if isinstance(row.objective, Brought)]
+            raise UserError(
+                f"pretrained.{name} = {source!r}: the preset {table.name!r} trains {name!r}, "
+                f"it is brought {' and '.join(brought) or 'no model'}."
+            )
+        if not source.startswith(HUB):
+            path = Path(source).expanduser().absolute()
+            if not path.exists():
+                raise UserError(
+                    f"pretrained.{name} = {source!r} does not exist; give a diffusers folder, a "
+                    f"single file, or {HUB}OWNER/NAME to fetch it."
+                )
+            source = str(path)
+        changes[name] = {"objective": {"source": source}}
+    return changes
+
+
+def _text_of(run: RunConfig, table: "Preset") -> "AnyText":
+    """The preset's text with the run's changes; another kind of text replaces it whole."""
+    from videoldm_core.cascade import Preset
+
+    own, changes = table.text.model_dump(), run.text
+    if changes.get("kind", own["kind"]) == own["kind"]:
+        changes = _merged(own, changes)
+    return parse_record(Preset, table.model_dump() | {"text": changes}, where="the run file").text
 
 
 def sampling_of(run: RunConfig) -> "SamplingConfig":

@@ -12,6 +12,7 @@ from flows.config import RunConfig, table_of
 from flows.dag import Attempt, Made
 from flows.launch import Command, Launcher
 from flows.launch.local import usable_cores
+from flows.pretrained import local_stage
 from videoldm_core.errors import UserError
 from videoldm_core.files import write_text_atomically
 from videoldm_core.records import Record
@@ -19,6 +20,7 @@ from videoldm_core.training.journal import Journal
 
 if TYPE_CHECKING:
     from preprocessing.stores import StoreRequest
+    from videoldm_core.models.text import TextTower
 
 
 class Request(Record):
@@ -80,12 +82,21 @@ class Preparation:
 
     def text(self) -> Made:
         """Builds the text tower."""
-        from videoldm_core.models.text import TextTower
-
         folder = self.run.out / "text_tower"
-        TextTower.build(self.table.text).save(folder)
+        self._text_tower().save(folder)
         files = sorted(path for path in folder.iterdir() if path.is_file())
         return Made(output=folder / "config.json", files=tuple(files))
+
+    def _text_tower(self) -> "TextTower":
+        from videoldm_core.models.text_source import ModelText
+        from videoldm_core.objectives.brought import Brought
+
+        text = self.table.text
+        if not isinstance(text, ModelText):
+            return text.build()
+        brought = local_stage(self.table.stage(text.stage)).objective
+        assert isinstance(brought, Brought), f"{text.stage} brings a model with its text"
+        return text.build(Path(brought.source or ""), brought.loras)
 
     def admission(self) -> Made:
         """Decodes every video and says what each stage will see."""
@@ -111,13 +122,20 @@ class Preparation:
 
     def latents(self) -> Made:
         """Writes the latent store with the frozen image encoder."""
+        import torch
+
         from flows.steps import encoder_stage
         from preprocessing.stores import encode_latents
         from videoldm_core.training.published import part_paths
 
-        stage = encoder_stage(self.table)
-        vae = part_paths(self.run.stage_folder(stage))["vae"]
-        return _store_made(encode_latents(self._stores(), vae_folder=vae))
+        parts = part_paths(self.run.stage_folder(encoder_stage(self.table)))
+        store = encode_latents(
+            self._stores(),
+            vae_folder=parts.get("encoder", parts["vae"]),
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            in_bfloat16=self.run.precision == "bf16",
+        )
+        return _store_made(store)
 
     def _stores(self) -> "StoreRequest":
         from preprocessing.admission_record import read_admission

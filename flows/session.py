@@ -16,6 +16,7 @@ from flows.dag import Attempt, Ledger, Made, Step, due_steps
 from flows.failures import StepsFailed
 from flows.launch import Launcher
 from flows.launch.local import LocalLauncher
+from flows.pretrained import check_brought
 from flows.results import Ending
 from flows.run import Crew, locked, make_due
 from flows.stages import Foreman
@@ -129,6 +130,7 @@ def _nothing(attempt: Attempt) -> Made:
 @contextlib.contextmanager
 def _session(run: RunConfig, launcher: Launcher) -> Iterator[Session]:
     table = table_of(run)
+    check_brought(table)
     terminal = Terminal()
     with locked(run.out):
         _check_space(run.out)

@@ -88,6 +88,7 @@ class Foreman:
         Raises:
             UserError: a parent is not trained, or its data is not encoded.
         """
+        from flows.pretrained import local_stage
         from videoldm_core.job import Job
         from videoldm_core.training.published import part_paths, published_digest
 
@@ -98,7 +99,7 @@ class Foreman:
             parts |= part_paths(folder)
             parents[parent] = published_digest(folder)
         return Job(
-            stage=stage,
+            stage=local_stage(stage),
             video=self.table.video,
             parts=parts,
             parents=parents,

@@ -11,6 +11,7 @@ from flows import results
 from flows.config import RunConfig, tracking_uri
 from flows.dag import Step
 from flows.prepare import launch_step
+from flows.pretrained import content_of
 from flows.stages import Foreman
 
 if TYPE_CHECKING:
@@ -51,8 +52,13 @@ def cascade_steps(foreman: Foreman) -> list[Step]:
 
 def stage_step(foreman: Foreman, stage: "Stage") -> Step:
     """Training one row of the table."""
+    from videoldm_core.objectives.brought import Brought
+
+    row = stage.model_dump(mode="json")
+    if isinstance(stage.objective, Brought):
+        row["objective"] = content_of(stage.objective)
     settings = {
-        "stage": stage.model_dump(mode="json"),
+        "stage": row,
         "video": foreman.table.video.model_dump(mode="json"),
         "seed": foreman.run.seed,
         "precision": foreman.run.precision,
@@ -81,7 +87,7 @@ def data_steps(foreman: Foreman) -> list[Step]:
             tuple(name for name, *_ in filming),
             {"video": video, "stages": strides, "folder": inventory(run.videos)},
         ),
-        ("text", "build the text tower", (), {"text": table.text.model_dump(mode="json")}),
+        ("text", "build the text tower", (), {"text": text_settings(table)}),
         ("pixels", "write pixel shards", ("admission", "text"), {"video": video}),
         (
             "latents",
@@ -98,10 +104,31 @@ def data_steps(foreman: Foreman) -> list[Step]:
 
 
 def encoder_stage(table: "Preset") -> str:
-    """The stage whose autoencoder makes the latents: the one that trains it from nothing."""
-    makers = [row.name for row in table.stages if "vae" in row.trains and not row.starts_from]
-    assert len(makers) == 1, f"the preset {table.name} trains {makers} as first autoencoder"
+    """The stage whose autoencoder makes the latents: trained from nothing, or brought."""
+    makers = [row.name for row in table.stages if _makes_autoencoder(row)]
+    assert len(makers) == 1, f"the preset {table.name} has {makers} as first autoencoder"
     return makers[0]
+
+
+def _makes_autoencoder(row: "Stage") -> bool:
+    from videoldm_core.objectives.brought import Brought
+
+    if isinstance(row.objective, Brought):
+        return row.objective.model == "image"
+    return "vae" in row.trains and not row.starts_from
+
+
+def text_settings(table: "Preset") -> dict[str, Any]:
+    """What decides the text tower: its configuration, or the files of the model that has it."""
+    from videoldm_core.models.text_source import ModelText
+    from videoldm_core.objectives.brought import Brought
+
+    settings = table.text.model_dump(mode="json")
+    if isinstance(table.text, ModelText):
+        objective = table.stage(table.text.stage).objective
+        assert isinstance(objective, Brought), f"{table.text.stage} brings a model with its text"
+        settings["model"] = content_of(objective)
+    return settings
 
 
 def inventory(folder: Path | None) -> list[list[Any]]:

@@ -1,44 +1,17 @@
 """Frames into latents, with an image autoencoder that is frozen. Knows neither clips nor shards."""
 
-import json
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderTiny
 from einops import rearrange
 
 from videoldm_core.errors import UserError
-
-Encoder = AutoencoderKL | AutoencoderTiny
-_KINDS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-
-
-def load_frozen_encoder(folder: Path, *, device: str = "cpu") -> Encoder:
-    """The autoencoder in a diffusers `vae` folder, in evaluation mode, channels last.
-
-    Raises:
-        UserError: the folder holds no AutoencoderKL or AutoencoderTiny, or its file is not whole.
-    """
-    try:
-        kind = json.loads((folder / "config.json").read_text())["_class_name"]
-        if kind not in _KINDS:
-            raise ValueError(f"it holds a {kind}")
-        vae = _KINDS[kind].from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
-        )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"Cannot load an image autoencoder from {str(folder)!r}: {reason}; expected a "
-            f"diffusers folder of {' or '.join(_KINDS)} with config.json and safetensors weights."
-        ) from None
-    vae.requires_grad_(False).eval()
-    return vae.to(device, memory_format=torch.channels_last)
+from videoldm_core.models.encoder import Encoder
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor
 from preprocessing import recode
 from preprocessing.clips import Clip
 from preprocessing.decode import RESIZER
-from preprocessing.encode import encode_side_by_side, load_frozen_encoder
+from preprocessing.encode import encode_side_by_side
 from preprocessing.isolation import Call, Outcome, Workers
 from preprocessing.shard import (
     DroppedClip,
@@ -34,6 +34,7 @@ from videoldm_core.data.shards import LatentClip, PixelClip, StoreIdentity
 from videoldm_core.data.storage import open_storage
 from videoldm_core.errors import UserError
 from videoldm_core.files import sha256_of_folder
+from videoldm_core.models.encoder import load_frozen_encoder
 
 CLIP_TIMEOUT_S = 180.0  # one clip, in a child process
 

@@ -12,14 +12,17 @@ from pydantic import Field
 
 from videoldm_core.errors import UserError
 from videoldm_core.metrics.proofs import AnyProof
-from videoldm_core.models.text import TextConfig
+from videoldm_core.models.text_source import AnyText
 from videoldm_core.objectives.autoencoding import Autoencoding
+from videoldm_core.objectives.brought import Brought
 from videoldm_core.objectives.decoding import TemporalDecoding
 from videoldm_core.objectives.denoising import Denoising
 from videoldm_core.records import Record, nearest
 from videoldm_core.training.engine import OptimizerConfig
 
-AnyObjective = Annotated[Autoencoding | Denoising | TemporalDecoding, Field(discriminator="kind")]
+AnyObjective = Annotated[
+    Autoencoding | Denoising | TemporalDecoding | Brought, Field(discriminator="kind")
+]
 
 
 class VideoFormat(Record):
@@ -33,7 +36,7 @@ class VideoFormat(Record):
 
 
 class Stage(Record):
-    """One trained model of the cascade."""
+    """One model of the cascade: trained, or brought by the user."""
 
     name: str
     paper: str  # section and equation it comes from
@@ -60,7 +63,7 @@ class Preset(Record):
 
     name: str
     video: VideoFormat
-    text: TextConfig
+    text: AnyText
     stages: tuple[Stage, ...]
 
     def stage(self, name: str) -> Stage:

@@ -53,6 +53,10 @@ class NoiseSchedule:
         """Writes a `scheduler/` folder that diffusers reads."""
         DDIMScheduler.from_config(self.config).save_pretrained(folder)
 
+    def has_levels_of(self, other: "NoiseSchedule") -> bool:
+        """Whether every timestep has the same alpha and sigma as in `other`."""
+        return self._signal_power.equal(other._signal_power)
+
     def alpha(self, timesteps: Tensor) -> Tensor:
         """Signal scale alpha_tau for timesteps (b,), shaped (b 1 1 1 1)."""
         power = self._signal_power.to(timesteps.device)[timesteps]

@@ -22,10 +22,12 @@ from videoldm_core.conditioning import (
 )
 from videoldm_core.data.loader import Batch
 from videoldm_core.job import Job
+from videoldm_core.metrics.image_proofs import BeatsBilinear
 from videoldm_core.metrics.measuring import clean_key_frames, clean_low_resolution
 from videoldm_core.models.image import load_vae
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
 from videoldm_core.objectives.autoencoding import Autoencoding
+from videoldm_core.objectives.brought import Brought
 from videoldm_core.objectives.denoising import Denoiser, Denoising, load_denoiser
 from videoldm_core.objectives.task import Parts
 from videoldm_core.randomness import SampleRng
@@ -48,7 +50,9 @@ def write_preview(job: Job, parts: Parts, batch: Batch, null_text: Tensor, path:
     objective = job.stage.objective
     if isinstance(objective, Denoising):
         rows = _denoised(load_denoiser(parts), objective.given, parts, batch, null_text)
-    elif isinstance(objective, Autoencoding):
+    elif isinstance(job.stage.proves, BeatsBilinear):  # an upscaler that was brought
+        rows = _denoised(load_denoiser(parts), job.stage.proves.given, parts, batch, null_text)
+    elif isinstance(objective, Autoencoding | Brought):
         frames = batch.clip[:, 0]
         decoded = load_vae(parts["vae"])(frames).sample
         rows = [frames, decoded.clamp(-1, 1)]

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from videoldm_core.job import Job
 from videoldm_core.objectives.autoencoding import Autoencoding, AutoencodingTask
+from videoldm_core.objectives.brought import Brought, BroughtTask
 from videoldm_core.objectives.decoding import DecodingTask
 from videoldm_core.objectives.denoising import Denoising, DenoisingTask
 from videoldm_core.objectives.task import Task
@@ -31,4 +32,6 @@ def build_task(job: Job, null_text: Tensor) -> Task:
         )
     if isinstance(objective, Autoencoding):
         return AutoencodingTask(objective, optimizer=stage.optimizer, seed=job.seed)
+    if isinstance(objective, Brought):
+        return BroughtTask(objective)
     return DecodingTask(objective, parts=job.parts, optimizer=stage.optimizer, seed=job.seed)

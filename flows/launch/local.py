@@ -79,7 +79,7 @@ def environment(processes: int) -> dict[str, str]:
     """What a launched process gets where the launcher's own environment does not say otherwise."""
     quiet = {
         "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_OFFLINE": "1",  # what a run asks for is fetched before
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONUNBUFFERED": "1",
     }

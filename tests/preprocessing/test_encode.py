@@ -8,8 +8,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DModel
 
-from preprocessing.encode import encode_frames, encode_side_by_side, load_frozen_encoder
+from preprocessing.encode import encode_frames, encode_side_by_side
 from videoldm_core.errors import UserError
+from videoldm_core.models.encoder import load_frozen_encoder
 
 
 def _autoencoder(seed: int = 0) -> AutoencoderKL:

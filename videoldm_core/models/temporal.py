@@ -7,11 +7,14 @@ Layers know nothing of the UNet they stand in; video_unet.py calls them by the n
 """
 
 import math
+from typing import TypeVar
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class Mixer(nn.Module):
@@ -181,7 +184,7 @@ class TemporalTransformer(nn.Module):
         return rearrange(self.mixer(spatial, h, frame_axis=1), "b t s c -> (b t) s c")
 
 
-def zeroed(layer: nn.Module) -> nn.Module:
+def zeroed(layer: Layer) -> Layer:
     """The layer with all its parameters set to zero, so that its branch starts as nothing."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

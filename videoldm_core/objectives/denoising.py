@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from einops import rearrange
 from torch import Tensor, nn
 
 from videoldm_core.conditioning import AnyGiven, Given, KeyFrames, Nothing
 from videoldm_core.data.loader import Batch
 from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.errors import UserError
 from videoldm_core.models.image import (
     UNetConfig,
     latent_scale,
@@ -209,6 +210,7 @@ class DenoisingTask:
     ) -> None:
         self.config, self.trains, self.crop, self.null_text = config, trains, crop, null_text
         unet = config.unet.build(seed) if config.unet else load_unet(parts["unet"])
+        _check_text(unet, null_text)
         schedule = (
             config.schedule.build() if config.schedule else NoiseSchedule.load(parts["scheduler"])
         )
@@ -278,6 +280,16 @@ class DenoisingTask:
         )
         target = schedule.target(clean, noise, timesteps)
         return (prediction - target).square().mean(dim=(1, 2, 3, 4))
+
+
+def _check_text(unet: UNet2DConditionModel, null_text: Tensor) -> None:
+    """Refuses a network that reads text of another size than the stores hold."""
+    reads, given = unet.config.cross_attention_dim, null_text.shape[-1]
+    if reads != given:
+        raise UserError(
+            f"The image model reads text embeddings of {reads} values, the text tower of this run "
+            f"gives {given}; choose a text tower that the model was trained with (text.kind)."
+        )
 
 
 def random_patches(clip: Tensor, side: int, rng: SampleRng) -> Tensor:

@@ -21,12 +21,13 @@ from videoldm_core.metrics.video_proofs import (
 from videoldm_core.models.discriminator import CriticConfig
 from videoldm_core.models.image import AutoencoderConfig, UNetConfig
 from videoldm_core.models.text import TextConfig
+from videoldm_core.models.text_source import NewText
 from videoldm_core.objectives.autoencoding import Autoencoding
 from videoldm_core.objectives.decoding import TemporalDecoding
 from videoldm_core.objectives.denoising import Denoising, ScheduleConfig
 from videoldm_core.training.engine import OptimizerConfig
 
-_TEXT = TextConfig(context_length=16, width=64, heads=4, layers=2)
+_TEXT = NewText(tower=TextConfig(context_length=16, width=64, heads=4, layers=2))
 _SCHEDULE = ScheduleConfig(predicts="v_prediction", zero_terminal_snr=True)
 _KEY_STRIDE = 16
 _LOW = LowResolution(factor=4, max_noise_timestep=150, detail_scale=8.0)

@@ -1,0 +1,75 @@
+"""Where a cascade's text tower comes from: new, an OpenCLIP checkpoint, or an image model's own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from videoldm_core.models.text import TextConfig, TextTower, load_open_clip
+from videoldm_core.records import Record
+
+
+class NewText(Record):
+    """A tower with random weights: for cascades that train everything themselves."""
+
+    kind: Literal["new"] = "new"
+    tower: TextConfig = TextConfig()
+
+    @property
+    def width(self) -> int:
+        """d: the size of one token's hidden state."""
+        return self.tower.width
+
+    def build(self) -> TextTower:
+        """The tower; the same config gives the same bits."""
+        return TextTower.build(self.tower)
+
+
+class OpenClipText(Record):
+    """The text tower of an OpenCLIP checkpoint.
+
+    Stable Diffusion 1.x was trained with ViT-L-14 of OpenAI (last layer, padded with the end
+    token), 2.x with ViT-H-14 of LAION-2B (penultimate layer, padded with zeros).
+    """
+
+    kind: Literal["open_clip"] = "open_clip"
+    model: str  # "ViT-H-14"
+    pretrained: str  # a checkpoint file, or a published tag
+    output: Literal["last", "penultimate"] = "last"
+    padding: Literal["zero", "end_of_text"] = "zero"
+    download: bool = False  # a tag is fetched only when this asks for it
+
+    def build(self) -> TextTower:
+        """The tower.
+
+        Raises:
+            UserError: no such model, tag or file, or the weights do not fit.
+        """
+        return load_open_clip(
+            self.model,
+            self.pretrained,
+            output=self.output,
+            padding=self.padding,
+            download=self.download,
+        )
+
+
+class ModelText(Record):
+    """The text encoder that an image model of this cascade was trained with."""
+
+    kind: Literal["of_model"] = "of_model"
+    stage: str  # the row that brings the image model
+
+    def build(self, source: Path, loras: Sequence[Path] = ()) -> TextTower:
+        """The tower of the model at `source`.
+
+        Raises:
+            UserError: it is missing, damaged or of another kind; names the file and the key.
+        """
+        from videoldm_core.models.stable_diffusion import load_text_tower
+
+        return load_text_tower(source, loras=loras)
+
+
+AnyText = Annotated[NewText | OpenClipText | ModelText, Field(discriminator="kind")]

@@ -1,0 +1,99 @@
+"""An image model that the user brings: read, checked and published like a stage that was trained.
+
+What follows from it (latents, temporal layers, decoder) is then bound to it by digest, as to every
+other parent.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from videoldm_core.conditioning import LowResolution
+from videoldm_core.data.loader import Batch
+from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.errors import UserError
+from videoldm_core.models.encoder import save_in_place_of
+from videoldm_core.models.image import shrinking
+from videoldm_core.models.single_file import Predicts
+from videoldm_core.models.stable_diffusion import ImageModel, load_image_model
+from videoldm_core.records import Record
+from videoldm_core.training.players import Player, Turn
+
+
+class Brought(Record):
+    """Nothing is minimised: the weights are those of `source`."""
+
+    kind: Literal["brought"] = "brought"
+    # image: Stable Diffusion 1.x or 2.x; upscaler: the x4-upscaler, which encodes frames itself.
+    model: Literal["image", "upscaler"]
+    source: str | None = None  # a diffusers folder or a single file; the run names it
+    loras: tuple[Path, ...] = ()  # added to the weights in this order
+    predicts: Predicts | None = None  # of a single Stable Diffusion 2 file, which does not say it
+    # An AutoencoderTiny folder (TAESD) that makes the latents in place of the model's encoder: many
+    # times faster, a little less exact. Decoder and scale stay those of `source`.
+    encoder: Path | None = None
+
+
+class BroughtTask:
+    """Reads and writes; see `Brought`."""
+
+    players: list[Player] = []
+
+    def __init__(self, config: Brought) -> None:
+        assert config.source is not None, "a run is refused before it starts without its models"
+        self.config, source = config, Path(config.source)
+        self.model = load_image_model(source, loras=config.loras, predicts=config.predicts)
+        _check_use(self.model, config)
+        if config.model == "upscaler":
+            _check_low_resolution_schedule(self.model.schedule, source)
+
+    def heldout(self, net: Any, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """Nothing trains, so nothing is watched."""
+        return {}
+
+    def finish(self, batches: Iterator[Batch]) -> None:
+        """Nothing follows: the model brings the scale of its latents."""
+
+    def save(self, folder: Path) -> list[str]:
+        """Writes unet/, scheduler/ and vae/ (of an upscaler own_vae/) as diffusers does."""
+        names = self.model.save(folder)
+        if self.config.model == "upscaler":
+            (folder / "vae").rename(folder / "own_vae")
+            names = ["own_vae" if name == "vae" else name for name in names]
+        if self.config.encoder is not None:
+            save_in_place_of(self.model.vae, self.config.encoder, folder / "encoder")
+            names.append("encoder")
+        return names
+
+
+def _check_use(model: ImageModel, config: Brought) -> None:
+    """Refuses an image model as upscaler, an upscaler as image model, and inpainting models."""
+    is_image = config.model == "image"
+    unet, vae = model.unet.config, model.vae.config
+    channels = vae.latent_channels + (0 if is_image else vae.in_channels)
+    told_level = unet.num_class_embeds is not None or unet.class_embed_type is not None
+    if unet.in_channels != channels or told_level == is_image:
+        like = "Stable Diffusion 1.x or 2.x" if is_image else "the x4-upscaler"
+        raise UserError(
+            f"{config.source!r} is not like {like}: its UNet takes {unet.in_channels} channels, "
+            f"expected {channels}, and is {'' if told_level else 'not '}told a noise level; "
+            "inpainting and depth models cannot be used; name another model."
+        )
+    factor = LowResolution().factor
+    if not is_image and shrinking(model.vae) != factor:
+        raise UserError(
+            f"The autoencoder of {config.source!r} shrinks frames {shrinking(model.vae)} times, "
+            f"an upscaler's {factor} times; name the x4-upscaler."
+        )
+
+
+def _check_low_resolution_schedule(schedule: NoiseSchedule, source: Path) -> None:
+    """An upscaler's folder says how its low resolution was noised: we use one schedule for both."""
+    folder = source / "low_res_scheduler"
+    if folder.is_dir() and not NoiseSchedule.load(folder).has_levels_of(schedule):
+        raise UserError(
+            f"{str(folder)!r} has other noise levels than the scheduler beside it; expected the "
+            "same, as in the x4-upscaler: name another upscaler."
+        )
