@@ -117,9 +117,11 @@ def table_of(run: RunConfig) -> "Preset":
     """The preset's stage table with the run's changes in it.
 
     Raises:
-        UserError: unknown preset, stage or field, with the nearest known one.
+        UserError: unknown preset, stage or field, with the nearest known one; a handoff between
+            stages that does not fit.
     """
     from videoldm_core.cascade import Stage, VideoFormat, preset
+    from videoldm_core.handoffs import check_handoffs
 
     table = preset(run.preset)
     changed = {}
@@ -132,7 +134,9 @@ def table_of(run: RunConfig) -> "Preset":
     format_values = _merged(table.video.model_dump(), run.video)
     video = parse_record(VideoFormat, format_values, where="video")
     text = _text_of(run, table)
-    return table.model_copy(update={"stages": rows, "video": video, "text": text})
+    changed_table = table.model_copy(update={"stages": rows, "video": video, "text": text})
+    check_handoffs(changed_table)
+    return changed_table
 
 
 def _brought_sources(run: RunConfig, table: "Preset") -> dict[str, dict[str, Any]]:

@@ -7,8 +7,6 @@ import pytest
 import videoldm_core.presets
 from videoldm_core.cascade import Preset, Stage, preset
 from videoldm_core.errors import UserError
-from videoldm_core.objectives.autoencoding import Autoencoding
-from videoldm_core.objectives.denoising import Denoising
 from videoldm_core.records import parse_record
 
 PRESETS = [
@@ -39,39 +37,10 @@ def test_a_stage_cites_the_section_it_comes_from(one: Preset, stage: Stage):
     assert "§" in stage.paper
 
 
-@pytest.mark.parametrize(("one", "stage"), STAGES)
-def test_a_stage_starts_from_stages_before_it(one: Preset, stage: Stage):
-    """So there is no cycle, and the order of the table is one in which it can be trained."""
-    names = [row.name for row in one.stages]
-    before = names[: names.index(stage.name)]
-    assert set(stage.starts_from) <= set(before)
-
-
 @pytest.mark.parametrize("one", PRESETS, ids=lambda one: one.name)
 def test_no_two_stages_share_a_name(one: Preset):
     names = [row.name for row in one.stages]
     assert len(names) == len(set(names))
-
-
-def parts_of(one: Preset, name: str) -> set[str]:
-    """Parts that exist once the stage `name` is trained, inherited ones included."""
-    stage = one.stage(name)
-    made = set(stage.trains)
-    if isinstance(stage.objective, Denoising) and stage.objective.schedule:
-        made.add("scheduler")
-    return made.union(*(parts_of(one, parent) for parent in stage.starts_from))
-
-
-@pytest.mark.parametrize(("one", "stage"), STAGES)
-def test_a_stage_inherits_all_that_it_does_not_make(one: Preset, stage: Stage):
-    inherited: set[str] = set().union(*(parts_of(one, parent) for parent in stage.starts_from))
-    needed = {"vae"} if stage.reads == "latents" else set()
-    if isinstance(stage.objective, Denoising):
-        if stage.objective.unet is None:
-            needed |= {"unet", "scheduler"}
-    elif not isinstance(stage.objective, Autoencoding):
-        needed.add("vae")
-    assert needed <= inherited
 
 
 @pytest.mark.parametrize(("one", "stage"), STAGES)

@@ -1,0 +1,53 @@
+"""Handoffs between stages are refused on the table, naming both sides."""
+
+from typing import Any
+
+import pytest
+
+from videoldm_core.cascade import Preset, preset
+from videoldm_core.errors import UserError
+from videoldm_core.handoffs import check_handoffs
+
+NAMES = ("tiny", "driving", "text_to_video")
+
+
+def changed(name: str, stage: str, **fields: Any) -> Preset:
+    table = preset(name)
+    rows = [s.model_copy(update=fields) if s.name == stage else s for s in table.stages]
+    return table.model_copy(update={"stages": tuple(rows)})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_preset_fits_together(name):
+    check_handoffs(preset(name))
+
+
+def test_a_parent_that_comes_later_is_refused():
+    with pytest.raises(UserError, match=r"'image' starts from 'upscaler', which is no stage befo"):
+        check_handoffs(changed("tiny", "image", starts_from=("upscaler",)))
+
+
+def test_a_parent_without_the_needed_part_is_refused():
+    with pytest.raises(
+        UserError, match=r"'temporal' needs 'scheduler'.*\(autoencoder\).*vae"
+    ):
+        check_handoffs(changed("tiny", "temporal", starts_from=("autoencoder",)))
+
+
+def test_latents_need_the_autoencoder_they_came_from():
+    with pytest.raises(UserError, match=r"'upscaler' needs 'vae'.*\(image_upscaler\)"):
+        check_handoffs(changed("text_to_video", "upscaler", reads="latents"))
+
+
+def test_an_alpha_per_frame_of_other_clips_is_refused():
+    with pytest.raises(
+        UserError, match=r"'interpolator' \(per_frame alpha, 5 frames\).*'temporal'.*15 frames"
+    ):
+        check_handoffs(changed("driving", "interpolator", starts_from=("temporal",)))
+
+
+def test_another_layout_of_alpha_is_refused():
+    table = preset("driving")
+    objective = table.stage("predictor").objective.model_copy(update={"alpha": "scalar"})
+    with pytest.raises(UserError, match=r"'predictor' \(scalar alpha.*'temporal' \(per_frame"):
+        check_handoffs(changed("driving", "predictor", objective=objective))

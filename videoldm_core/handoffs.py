@@ -1,0 +1,74 @@
+"""What stages hand to one another, checked on the table alone, before anything is trained."""
+
+from videoldm_core.cascade import Preset, Stage
+from videoldm_core.errors import UserError
+from videoldm_core.objectives.autoencoding import Autoencoding
+from videoldm_core.objectives.brought import Brought
+from videoldm_core.objectives.decoding import TemporalDecoding
+from videoldm_core.objectives.denoising import Denoising
+
+
+def check_handoffs(table: Preset) -> None:
+    """Refuses a table in which a stage starts from what is not there.
+
+    Raises:
+        UserError: names both sides of the first handoff that does not fit.
+    """
+    made: dict[str, set[str]] = {}
+    for stage in table.stages:
+        unknown = [parent for parent in stage.starts_from if parent not in made]
+        if unknown:
+            raise UserError(
+                f"The stage {stage.name!r} starts from {unknown[0]!r}, which is no stage before "
+                f"it; expected some of: {', '.join(made) or 'none'}."
+            )
+        inherited = set[str]().union(*(made[parent] for parent in stage.starts_from))
+        missing = sorted(needed_parts(stage) - inherited)
+        if missing:
+            raise UserError(
+                f"The stage {stage.name!r} needs {missing[0]!r} from what it starts from "
+                f"({', '.join(stage.starts_from) or 'nothing'}), which makes "
+                f"{', '.join(sorted(inherited)) or 'nothing'}; change starts_from."
+            )
+        _check_alpha(stage, table)
+        made[stage.name] = inherited | made_parts(stage)
+
+
+def made_parts(stage: Stage) -> set[str]:
+    """Parts that a stage publishes itself."""
+    objective = stage.objective
+    if isinstance(objective, Brought):
+        own = {"unet", "scheduler", "vae" if objective.model == "image" else "own_vae"}
+        return own | ({"encoder"} if objective.encoder else set())
+    made = set(stage.trains)
+    if isinstance(objective, Denoising) and "unet" in stage.trains:
+        made.add("scheduler")
+    return made
+
+
+def needed_parts(stage: Stage) -> set[str]:
+    """Parts that a stage must inherit."""
+    objective = stage.objective
+    if isinstance(objective, Autoencoding | Brought):
+        return set()
+    if isinstance(objective, TemporalDecoding):
+        return {"vae"}
+    needed = {"vae"} if stage.reads == "latents" else set()
+    return needed if objective.unet else needed | {"unet", "scheduler"}
+
+
+def _check_alpha(stage: Stage, table: Preset) -> None:
+    """An alpha per frame fits clips of one length."""
+    for name in stage.starts_from:
+        parent = table.stage(name)
+        pair = [row.objective for row in (stage, parent)]
+        alphas = [o.alpha for o in pair if isinstance(o, Denoising) and o.alpha]
+        if len(alphas) < 2 or "per_frame" not in alphas:
+            continue
+        if alphas[0] != alphas[1] or stage.frames != parent.frames:
+            raise UserError(
+                f"The stage {stage.name!r} ({alphas[0]} alpha, {stage.frames} frames) cannot "
+                f"start from the temporal layers of {name!r} ({alphas[1]} alpha, {parent.frames} "
+                "frames): give both a scalar alpha or the same frames, or start from the image "
+                "model."
+            )

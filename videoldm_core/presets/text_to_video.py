@@ -1,0 +1,136 @@
+"""Text to video at 1280x2048 from Stable Diffusion and its x4-upscaler (§4.2): 8 key frames become
+29, then 113 frames at 30 per second.
+
+The paper prints neither steps nor rates that could be verified; where a number below is not its
+own, the comment says whose it is. Data: millions of captioned clips (WebVid-10M in the paper).
+"""
+
+from videoldm_core.cascade import Preset, Stage, VideoFormat
+from videoldm_core.conditioning import KeyFrames, LowResolution
+from videoldm_core.metrics.image_proofs import (
+    BeatsBilinear,
+    BeatsLinearDenoiser,
+    ReconstructsFrames,
+)
+from videoldm_core.metrics.video_proofs import (
+    BeatsImageModel,
+    SteadierDecoding,
+    SteadierUpscaling,
+    UsesKeyFrames,
+)
+from videoldm_core.models.text_source import ModelText
+from videoldm_core.objectives.brought import Brought
+from videoldm_core.objectives.decoding import TemporalDecoding
+from videoldm_core.objectives.denoising import Denoising
+from videoldm_core.training.engine import OptimizerConfig
+
+_KEY_STRIDE = 16  # 30 / 16 = 1.875 key frames per second
+_KEYS = KeyFrames(every=4, max_noise_timestep=250)
+_LOW = LowResolution(factor=4, max_noise_timestep=350)  # as the x4-upscaler was trained
+
+TEXT_TO_VIDEO = Preset(
+    name="text_to_video",
+    video=VideoFormat(fps=30, height=320, width=512, clip_seconds=10),
+    text=ModelText(stage="image_model"),
+    stages=(
+        Stage(
+            name="image_model",
+            paper="§4.2 (Stable Diffusion)",
+            objective=Brought(model="image"),
+            proves=ReconstructsFrames(),
+            starts_from=(),
+            trains=(),
+            reads="pixels",
+            frames=1,
+            batch=8,
+            steps=0,
+        ),
+        Stage(
+            name="image",
+            paper="§4.2 (spatial layers on frames of the videos)",
+            objective=Denoising(),
+            proves=BeatsLinearDenoiser(),
+            starts_from=("image_model",),
+            trains=("unet",),
+            reads="latents",
+            frames=1,
+            batch=256,
+            optimizer=OptimizerConfig(lr=1e-5),
+            steps=10_000,  # "briefly"
+            warmup=500,
+        ),
+        Stage(
+            name="temporal",
+            paper="§3.1, Eq. 2",
+            objective=Denoising(alpha="scalar"),
+            proves=BeatsImageModel(),
+            starts_from=("image",),
+            trains=("temporal",),
+            reads="latents",
+            frames=8,
+            strides=(_KEY_STRIDE,),
+            batch=256,
+            steps=100_000,
+            warmup=1_000,
+        ),
+        Stage(
+            name="interpolator",
+            paper="§3.3",
+            objective=Denoising(alpha="scalar", given=_KEYS),
+            proves=UsesKeyFrames(given=_KEYS),
+            starts_from=("temporal",),
+            trains=("unet", "temporal"),
+            reads="latents",
+            frames=5,
+            strides=(4, 1),
+            batch=256,
+            steps=10_000,  # enough for the authors' later model (Blattmann 2023b, D.5)
+            warmup=1_000,
+        ),
+        Stage(
+            name="decoder",
+            paper="§3.1.1",
+            objective=TemporalDecoding(critic_starts_at=10_000),
+            proves=SteadierDecoding(),
+            starts_from=("image_model",),
+            trains=("vae", "temporal_decoder"),
+            reads="pixels",
+            frames=8,
+            batch=32,
+            optimizer=OptimizerConfig(lr=1e-5, betas=(0.5, 0.9), weight_decay=0.0),
+            steps=50_000,
+            warmup=1_000,
+        ),
+        Stage(
+            name="image_upscaler",
+            paper="§3.4 (Stable Diffusion x4-upscaler)",
+            objective=Brought(model="upscaler"),
+            proves=BeatsBilinear(given=_LOW),
+            starts_from=(),
+            trains=(),
+            reads="pixels",
+            full_size=True,
+            frames=1,
+            heldout_clips=8,
+            batch=8,
+            steps=0,
+        ),
+        Stage(
+            name="upscaler",
+            paper="§3.4, Eq. 5",
+            objective=Denoising(alpha="scalar", given=_LOW),
+            proves=SteadierUpscaling(given=_LOW),
+            starts_from=("image_upscaler",),
+            trains=("temporal",),
+            reads="pixels",
+            full_size=True,
+            frames=8,
+            crop=320,
+            heldout_clips=8,
+            batch=32,
+            optimizer=OptimizerConfig(lr=1e-5),
+            steps=84_000,
+            warmup=1_000,
+        ),
+    ),
+)
