@@ -1,5 +1,8 @@
-"""Fixtures of all tests: videos whose grey level tells the frame, and the outside test material."""
+"""Fixtures of all tests: videos whose grey level tells the frame, small image models in the layout
+that people have them in, and the outside test material.
+"""
 
+import json
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -7,6 +10,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from safetensors.torch import save_file
+from torch import Tensor
+
+from videoldm_core.models.image import AutoencoderConfig, UNetConfig
+from videoldm_core.models.text import CLIP_VOCABULARY, TextConfig, TextTower
+from videoldm_core.objectives.denoising import ScheduleConfig
 
 ASSETS = Path(__file__).resolve().parents[2] / "shared" / "assets"
 GREY_START, GREY_STEP = 16, 6  # frame i is grey level 16 + 6 i: apart enough to survive H.264
@@ -66,3 +75,80 @@ def counted() -> Callable[[np.ndarray], list[int]]:
         return [round((grey - GREY_START) / GREY_STEP) for grey in greys]
 
     return read
+
+
+def _in_transformers_layout(tower: TextTower) -> dict[str, Tensor]:
+    """A tower's weights under the names that a text_encoder/ folder has."""
+    plain = {"token_embedding": "embeddings.token_embedding", "ln_final": "final_layer_norm"}
+    plain |= {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj"}
+    plain |= {"c_fc": "fc1", "c_proj": "fc2", "transformer.resblocks": "encoder.layers"}
+    named = {}
+    for name, tensor in tower.transformer.state_dict().items():
+        if name == "positional_embedding":
+            named["embeddings.position_embedding.weight"] = tensor
+        elif ".in_proj_" in name:
+            layer, kind = name.split(".")[2], name.rsplit("_", 1)[1]
+            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
+                named[f"encoder.layers.{layer}.self_attn.{part}_proj.{kind}"] = rows
+        else:
+            for ours, theirs in plain.items():
+                name = name.replace(ours, theirs)
+            named[name] = tensor
+    return {f"text_model.{name}": tensor.contiguous() for name, tensor in named.items()}
+
+
+@pytest.fixture(scope="session")
+def text_tower() -> TextTower:
+    """The text tower of `stable_diffusion`."""
+    return TextTower.build(TextConfig(context_length=8, width=32, heads=2, layers=2))
+
+
+@pytest.fixture(scope="session")
+def stable_diffusion(text_tower: TextTower, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder laid out as Stable Diffusion 2's, small and untrained."""
+    folder = tmp_path_factory.mktemp("stable diffusion")
+    UNetConfig(
+        widths=(16, 32), attention=(True, True), layers_per_block=1, heads=2, text=32, groups=8
+    ).build(0).save_pretrained(folder / "unet")
+    vae = AutoencoderConfig(widths=(8, 8, 8, 16), layers_per_block=1, groups=4).build(0)
+    vae.register_to_config(scaling_factor=0.18215)
+    vae.save_pretrained(folder / "vae")
+    ScheduleConfig(predicts="v_prediction").build().save(folder / "scheduler")
+    encoder, tokenizer = folder / "text_encoder", folder / "tokenizer"
+    encoder.mkdir()
+    tokenizer.mkdir()
+    described = {
+        "hidden_act": "gelu",
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 8,
+        "vocab_size": CLIP_VOCABULARY,
+    }
+    (encoder / "config.json").write_text(json.dumps(described))
+    save_file(_in_transformers_layout(text_tower), encoder / "model.safetensors")
+    (tokenizer / "special_tokens_map.json").write_text('{"pad_token": "!"}')
+    return folder
+
+
+@pytest.fixture(scope="session")
+def x4_upscaler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder laid out as the x4-upscaler's, small and untrained."""
+    folder = tmp_path_factory.mktemp("x4 upscaler")
+    UNetConfig(
+        in_channels=7,
+        widths=(16, 32),
+        attention=(False, True),
+        layers_per_block=1,
+        heads=2,
+        text=32,
+        groups=8,
+        told_noise_level=True,
+    ).build(0).save_pretrained(folder / "unet")
+    vae = AutoencoderConfig(widths=(8, 8, 16), layers_per_block=1, groups=4).build(0)
+    vae.register_to_config(scaling_factor=0.08333)
+    vae.save_pretrained(folder / "vae")
+    for name, predicts in (("scheduler", "v_prediction"), ("low_res_scheduler", "epsilon")):
+        schedule = ScheduleConfig(predicts=predicts, beta_start=1e-4, beta_end=0.02)
+        schedule.build().save(folder / name)
+    return folder

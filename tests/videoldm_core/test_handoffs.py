@@ -28,9 +28,7 @@ def test_a_parent_that_comes_later_is_refused():
 
 
 def test_a_parent_without_the_needed_part_is_refused():
-    with pytest.raises(
-        UserError, match=r"'temporal' needs 'scheduler'.*\(autoencoder\).*vae"
-    ):
+    with pytest.raises(UserError, match=r"'temporal' needs 'scheduler'.*\(autoencoder\).*vae"):
         check_handoffs(changed("tiny", "temporal", starts_from=("autoencoder",)))
 
 

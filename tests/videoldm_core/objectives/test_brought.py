@@ -1,0 +1,89 @@
+"""A brought model is read, checked for its use, and published as it is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+
+from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.errors import UserError
+from videoldm_core.models.encoder import load_frozen_encoder
+from videoldm_core.models.image import load_unet, load_vae
+from videoldm_core.objectives.brought import Brought, BroughtTask
+from videoldm_core.objectives.denoising import ScheduleConfig, load_denoiser
+
+
+def published(config: Brought, to: Path) -> dict[str, Path]:
+    return {name: to / name for name in BroughtTask(config).save(to)}
+
+
+def tiny_autoencoder(folder: Path, *, blocks: int = 4) -> Path:
+    torch.manual_seed(0)
+    AutoencoderTiny(
+        encoder_block_out_channels=(8,) * blocks,
+        decoder_block_out_channels=(8,) * blocks,
+        num_encoder_blocks=(1,) * blocks,
+        num_decoder_blocks=(1,) * blocks,
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_an_image_model_is_published_with_its_weights_and_schedule(stable_diffusion, tmp_path):
+    parts = published(Brought(model="image", source=str(stable_diffusion)), tmp_path)
+    assert sorted(parts) == ["scheduler", "unet", "vae"]
+    for load, part in ((load_unet, "unet"), (load_vae, "vae")):
+        own, theirs = load(parts[part]).state_dict(), load(stable_diffusion / part).state_dict()
+        assert all(torch.equal(own[name], theirs[name]) for name in theirs)
+    model = load_denoiser(parts)
+    assert model.scale == 0.18215
+    assert model.own_vae is None
+    assert model.schedule.predicts == "v_prediction"
+
+
+def test_an_upscaler_is_published_with_the_autoencoder_as_its_own(x4_upscaler, tmp_path):
+    parts = published(Brought(model="upscaler", source=str(x4_upscaler)), tmp_path)
+    assert sorted(parts) == ["own_vae", "scheduler", "unet"]
+    model = load_denoiser(parts)
+    assert (model.shrinks, model.scale) == (4, 0.08333)
+
+
+def test_a_brought_model_trains_nothing(stable_diffusion):
+    assert BroughtTask(Brought(model="image", source=str(stable_diffusion))).players == []
+
+
+def test_an_upscaler_is_refused_as_image_model_and_the_reverse(stable_diffusion, x4_upscaler):
+    with pytest.raises(UserError, match=r"not like Stable Diffusion.*takes 7 channels, expected 4"):
+        BroughtTask(Brought(model="image", source=str(x4_upscaler)))
+    with pytest.raises(UserError, match=r"not like the x4-upscaler.*takes 4 channels, expected 7"):
+        BroughtTask(Brought(model="upscaler", source=str(stable_diffusion)))
+
+
+def test_an_upscaler_with_another_schedule_for_its_low_resolution_is_refused(x4_upscaler, tmp_path):
+    for part in ("unet", "vae", "scheduler"):
+        (tmp_path / part).symlink_to(x4_upscaler / part)
+    ScheduleConfig(beta_start=1e-4, beta_end=0.03).build().save(tmp_path / "low_res_scheduler")
+    assert NoiseSchedule.load(tmp_path / "scheduler").timesteps == 1000
+    with pytest.raises(UserError, match="other noise levels than the scheduler beside it"):
+        BroughtTask(Brought(model="upscaler", source=str(tmp_path)))
+
+
+def test_a_tiny_encoder_in_its_place_gives_latents_of_the_same_scale(stable_diffusion, tmp_path):
+    tiny = tiny_autoencoder(tmp_path / "tiny")
+    config = Brought(model="image", source=str(stable_diffusion), encoder=tiny)
+    encoder = load_frozen_encoder(published(config, tmp_path / "out")["encoder"])
+    frames = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    scaled = load_frozen_encoder(tiny).encode(frames).latents  # what tiny autoencoders give
+    unscaled = encoder.encode(frames).latents
+    torch.testing.assert_close(unscaled * 0.18215, scaled)
+    assert encoder.config.scaling_factor == 0.18215  # type: ignore[union-attr]
+
+
+def test_an_encoder_whose_latents_do_not_fit_is_refused(stable_diffusion, tmp_path):
+    config = Brought(model="image", source=str(stable_diffusion))
+    wrong = config.model_copy(update={"encoder": tiny_autoencoder(tmp_path / "3", blocks=3)})
+    with pytest.raises(UserError, match=r"4 channels, 4 times smaller.* 4 and are 8 times"):
+        BroughtTask(wrong).save(tmp_path / "out")
+    kl = config.model_copy(update={"encoder": stable_diffusion / "vae"})
+    with pytest.raises(UserError, match="expected an AutoencoderTiny"):
+        BroughtTask(kl).save(tmp_path / "out2")
