@@ -52,7 +52,7 @@ def cascade_steps(foreman: Foreman) -> list[Step]:
 def stage_step(foreman: Foreman, stage: "Stage") -> Step:
     """Training one row of the table."""
     settings = {
-        "stage": stage.model_dump(mode="json"),
+        "stage": stage.identity(),
         "video": foreman.table.video.model_dump(mode="json"),
         "seed": foreman.run.seed,
         "precision": foreman.run.precision,

@@ -202,6 +202,7 @@ class DenoisingTask:
         null_text: Tensor,
         optimizer: OptimizerConfig,
         seed: int,
+        checkpointing: bool = False,
     ) -> None:
         self.config, self.trains, self.crop, self.null_text = config, trains, crop, null_text
         unet = config.unet.build(seed) if config.unet else load_unet(parts["unet"])
@@ -214,10 +215,11 @@ class DenoisingTask:
         temporal = temporal_layers_for(unet, phi, seed=seed) if phi else None
         if temporal is not None and "temporal" in parts:
             temporal.load(parts["temporal"])
-        self.model = Denoiser(VideoUNet(unet, temporal), schedule, *_diffused(parts))
+        net = VideoUNet(unet, temporal, checkpointing=checkpointing)
+        self.model = Denoiser(net, schedule, *_diffused(parts))
+        self.frozen, self.remark = [self.model], ""
         modules = {"unet": unet, "temporal": temporal}
         moving = [m for name in trains if (m := modules.get(name)) is not None]
-        net = self.model.net
         self.players = [
             Player(
                 name="denoiser",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from videoldm_core.data.loader import Batch
 from videoldm_core.training.players import Player, Turn
@@ -16,9 +16,14 @@ Parts = Mapping[str, Path]  # inherited weights by part: vae, unet, scheduler, t
 
 
 class Task(Protocol):
-    """One stage's networks and losses."""
+    """One stage's networks and losses.
+
+    A task without players trains nothing: it is saved, judged and published as it is.
+    """
 
     players: list[Player]
+    frozen: list[nn.Module]  # what the losses use beside the players; goes to their device
+    remark: str  # what whoever reads the log should know of this objective; "" for nothing
 
     def heldout(self, net: Any, batch: Batch, turn: Turn) -> dict[str, Tensor]:
         """What is watched on held-out clips while training: one value per clip, (b), by name."""
