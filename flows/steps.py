@@ -54,7 +54,7 @@ def stage_step(foreman: Foreman, stage: "Stage") -> Step:
     """Training one row of the table."""
     from videoldm_core.objectives.brought import Brought
 
-    row = stage.model_dump(mode="json")
+    row = stage.identity()
     if isinstance(stage.objective, Brought):
         row["objective"] = content_of(stage.objective)
     settings = {

@@ -6,11 +6,13 @@ start, which
 of them move, and which frames it sees. Nothing else in the project knows a stage by name.
 """
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from videoldm_core.errors import UserError
+from videoldm_core.files import digest_for_json
 from videoldm_core.metrics.proofs import AnyProof
 from videoldm_core.models.text_source import AnyText
 from videoldm_core.objectives.autoencoding import Autoencoding
@@ -23,6 +25,9 @@ from videoldm_core.training.engine import OptimizerConfig
 AnyObjective = Annotated[
     Autoencoding | Denoising | TemporalDecoding | Brought, Field(discriminator="kind")
 ]
+
+# Of a row: how its work fits a machine. It may change between two attempts at the same weights.
+FITTING = {"micro_batch", "checkpointing", "compile"}
 
 
 class VideoFormat(Record):
@@ -51,11 +56,23 @@ class Stage(Record):
     crop: int | None = None  # side of training patches, px
     optimizer: OptimizerConfig = OptimizerConfig()
     batch: int  # clips per step, over all processes
+    micro_batch: int | None = Field(default=None, ge=1)  # clips per process at once; None: all
+    checkpointing: bool = False  # recompute activations in the backward pass, to hold fewer
+    compile: bool = False  # torch.compile of what trains, once per shape
     heldout_clips: int = 32  # watched while training, and what the stage is judged on
     steps: int
     warmup: int = 0  # steps in which the learning rate rises from 0
     cooldown: int = 0  # last steps, in which it falls to 0
     ema: float = 0.9999  # decay of the published average
+
+    def identity(self) -> dict[str, Any]:
+        """The row as JSON, as far as it decides the weights: files by their content.
+
+        Raises:
+            UserError: a file that the row names is not there.
+        """
+        decides = self.model_dump(exclude=FITTING)
+        return json.loads(json.dumps(decides, default=digest_for_json))
 
 
 class Preset(Record):

@@ -57,6 +57,20 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_for_json(path: Path) -> str:
+    """`default` of json.dumps for what is named by a path: the content tells it, not the place.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    try:
+        return sha256_of_folder(path) if path.is_dir() else sha256_of_file(path)
+    except OSError as error:
+        raise UserError(
+            f"Cannot read {str(path)!r} ({error.strerror}); check the path in the run file."
+        ) from None
+
+
 def sha256_of_folder(folder: Path) -> str:
     """Hex SHA-256 over the names and bytes of every file below `folder`, in name order."""
     total = hashlib.sha256()

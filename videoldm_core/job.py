@@ -24,7 +24,7 @@ class Job(Record):
     text_tower: Path
     out: Path  # the stage's folder
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; weights stay float32
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; what trains stays float32
     zero_stage: int = Field(default=2, ge=0, le=3)
     checkpoint_every: int = 100  # steps
     evaluate_every: int = 100  # steps
@@ -46,11 +46,10 @@ class Job(Record):
 
     def fingerprint(self) -> str:
         """Identity of everything that decides the weights; how the work is split over processes
-        does not.
+        and micro batches does not.
         """
-        decides = self.model_dump(
-            mode="json", include={"stage", "video", "parents", "seed", "precision"}
-        )
+        decides = self.model_dump(mode="json", include={"video", "parents", "seed", "precision"})
+        decides["stage"] = self.stage.identity()
         decides["store"] = self.store.name
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 

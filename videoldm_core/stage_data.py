@@ -49,7 +49,8 @@ class StageData:
         return self._read(windows, windows.evenly_spaced(count), first_id=0)
 
     def _read(self, windows: Windows, numbers: list[int], *, first_id: int) -> list[Batch]:
-        size = max(1, self._job.stage.batch // self._world)
+        stage = self._job.stage
+        size = stage.micro_batch or max(1, stage.batch // self._world)
         return [
             read_batch(
                 self.store,

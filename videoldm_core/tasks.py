@@ -29,9 +29,21 @@ def build_task(job: Job, null_text: Tensor) -> Task:
             null_text=null_text,
             optimizer=stage.optimizer,
             seed=job.seed,
+            checkpointing=stage.checkpointing,
         )
     if isinstance(objective, Autoencoding):
-        return AutoencodingTask(objective, optimizer=stage.optimizer, seed=job.seed)
+        return AutoencodingTask(
+            objective,
+            optimizer=stage.optimizer,
+            seed=job.seed,
+            checkpointing=stage.checkpointing,
+        )
     if isinstance(objective, Brought):
         return BroughtTask(objective)
-    return DecodingTask(objective, parts=job.parts, optimizer=stage.optimizer, seed=job.seed)
+    return DecodingTask(
+        objective,
+        parts=job.parts,
+        optimizer=stage.optimizer,
+        seed=job.seed,
+        checkpointing=stage.checkpointing,
+    )

@@ -26,19 +26,8 @@ from videoldm_core.previews import CLIPS, write_preview
 from videoldm_core.stage_data import StageData
 from videoldm_core.tasks import build_task
 from videoldm_core.training import actions
-from videoldm_core.training.checkpoints import (
-    latest_checkpoint,
-    load_optimizers,
-    load_weights,
-    save_checkpoint,
-)
-from videoldm_core.training.ema import Ema
-from videoldm_core.training.engine import (
-    TorchEngine,
-    deepspeed_engine,
-    join_processes,
-    leave_processes,
-)
+from videoldm_core.training.checkpoints import latest_checkpoint, save_checkpoint
+from videoldm_core.training.engine import join_processes, leave_processes
 from videoldm_core.training.journal import Journal
 from videoldm_core.training.loop import train, warmup_and_cooldown
 from videoldm_core.training.published import (
@@ -48,6 +37,7 @@ from videoldm_core.training.published import (
     read_published,
     write_published,
 )
+from videoldm_core.training.start import start_players
 
 PACKAGES = ("torch", "diffusers", "deepspeed", "webdataset")
 
@@ -93,13 +83,18 @@ class StageRun:
         self.task = build_task(job, self.null_text)
 
     def run(self) -> None:
-        """Goes from the last checkpoint to stage.json."""
+        """Goes from the last checkpoint to stage.json; what has no players is only published."""
+        if self.task.players:
+            self._train()
+        elif self.journal:
+            self.journal.write(total_steps=0, start=0)
+        self._publish()
+
+    def _train(self) -> None:
         stage = self.job.stage
         found = latest_checkpoint(self.checkpoints)
         start = found[1] if found else 0
-        if self.journal:
-            self.journal.write(total_steps=stage.steps, start=start)
-        self._make_engines(found)
+        self._tell_start(start)
         plan = Plan(self.data.windows("train"), stage.batch, self.job.seed)
         with Batches(
             self.data.store,
@@ -109,6 +104,7 @@ class StageRun:
             start_step=start,
             resize_to=self.data.frame_size,
         ) as batches:
+            start_players(self.job, self.task, found, device=self.device, world=self.world)
             train(
                 self.task.players,
                 batches,
@@ -117,31 +113,16 @@ class StageRun:
                 seed=self.job.seed,
                 rate=self._rate,
                 after_step=self._actions(),
+                micro_batch=stage.micro_batch,
             )
-        self._publish()
 
-    def _make_engines(self, found: tuple[Path, int] | None) -> None:
-        job, players = self.job, self.task.players
-        if found:
-            load_weights(found[0], players)
-        for player in players:
-            player.module.to(self.device)
-            trainable = list(player.trainable.values())
-            bf16 = job.precision == "bf16"
-            if self.world == 1 and not distributed.is_initialized():
-                player.engine = TorchEngine(player.module, trainable, player.optimizer, bf16)
-            else:
-                player.engine = deepspeed_engine(
-                    player.module,
-                    trainable,
-                    player.optimizer,
-                    zero_stage=job.zero_stage,
-                    local_batch=job.stage.batch // self.world,
-                    bf16=bf16,
-                )
-            player.ema = Ema(player.trainable, job.stage.ema)
-        if found:
-            load_optimizers(found[0], players, found[1])
+    def _tell_start(self, start: int) -> None:
+        if self.journal is None:
+            return
+        remark = {"remark": self.task.remark} if self.task.remark else {}
+        self.journal.write(total_steps=self.job.stage.steps, start=start, **remark)
+        if remark:
+            sys.stderr.write(f"{self.job.stage.name}: {self.task.remark}.\n")
 
     def _actions(self) -> list:
         job, last = self.job, self.job.stage.steps

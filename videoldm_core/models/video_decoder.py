@@ -5,6 +5,7 @@ stays
 frozen so that the latents of every other stage keep their meaning.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from diffusers import AutoencoderKL
 from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from videoldm_core.models.places import Place, decoder_places, resnet_name
 from videoldm_core.models.temporal import TemporalResBlock, zeroed
@@ -61,12 +63,19 @@ class VideoDecoder(nn.Module):
     Args:
         vae: an image autoencoder; only its decoder (and post_quant_conv) is used.
         temporal: the temporal layers; None: the image decoder applied to each frame.
+        checkpointing: recompute each block in the backward pass instead of keeping its activations.
     """
 
-    def __init__(self, vae: AutoencoderKL, temporal: TemporalDecoderLayers | None = None) -> None:
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        temporal: TemporalDecoderLayers | None = None,
+        *,
+        checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         self.decoder, self.post_quant_conv = vae.decoder, vae.post_quant_conv
-        self.temporal = temporal
+        self.temporal, self.checkpointing = temporal, checkpointing
 
     def forward(self, latents: Tensor) -> Tensor:
         """Maps unscaled latents b t c h w to frames b t 3 H W, about [-1, 1]."""
@@ -80,9 +89,8 @@ class VideoDecoder(nn.Module):
             for j, resnet in enumerate(block.resnets):
                 h = self._resnet(resnet, resnet_name(f"up_{i}", j), h, frames)
             for upsampler in block.upsamplers or ():
-                h = upsampler(h)
-        h = self.decoder.conv_act(self.decoder.conv_norm_out(h))
-        h = rearrange(self.decoder.conv_out(h), "(b t) c h w -> b c t h w", t=frames)
+                h = self._run(upsampler, h)
+        h = rearrange(self._run(self._to_frames, h), "(b t) c h w -> b c t h w", t=frames)
         if self.temporal is not None:
             h = self.temporal.last(h)
         return rearrange(h, "b c t h w -> b t c h w")
@@ -94,13 +102,26 @@ class VideoDecoder(nn.Module):
             zip(block.attentions, block.resnets[1:], strict=True)
         ):
             if attention is not None:
-                h = attention(h)
+                h = self._run(attention, h)
             h = self._resnet(resnet, resnet_name("mid", j + 1), h, frames)
         return h
 
     def _resnet(self, resnet: nn.Module, name: str, h: Tensor, frames: int) -> Tensor:
-        h = resnet(h, None)
-        return h if self.temporal is None else self.temporal.layers[name](h, frames)
+        def block(h: Tensor) -> Tensor:
+            h = resnet(h, None)
+            return h if self.temporal is None else self.temporal.layers[name](h, frames)
+
+        return self._run(block, h)
+
+    def _to_frames(self, h: Tensor) -> Tensor:
+        decoder = self.decoder
+        return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(h)))
+
+    def _run(self, block: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            # Not reentrant: that drops gradients when a block's input needs none.
+            return checkpoint(block, h, use_reentrant=False)
+        return block(h)
 
 
 def temporal_decoder_for(vae: AutoencoderKL, *, seed: int) -> TemporalDecoderLayers:

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from videoldm_core.data.loader import Batch
 from videoldm_core.metrics.quality import psnr
+from videoldm_core.models.discriminator import CriticConfig, PatchDiscriminator2D
 from videoldm_core.models.image import AutoencoderConfig
+from videoldm_core.models.perceptual import NO_BACKBONE, PerceptualConfig, load_perceptual
+from videoldm_core.objectives.adversarial import Adversary, Alone
 from videoldm_core.objectives.task import device_of
 from videoldm_core.randomness import SampleRng
 from videoldm_core.records import Record
@@ -20,11 +23,19 @@ from videoldm_core.training.players import Player, Turn, trainable_parameters
 
 
 class Autoencoding(Record):
-    """|x - D(E(x))| + squared error + KL(E(x) || N(0, 1)) on single frames."""
+    """|x - D(E(x))| + squared error + LPIPS + KL(E(x) || N(0, 1)) on single frames, and the hinge
+    loss of a patch critic.
+    """
 
     kind: Literal["autoencoding"] = "autoencoding"
     network: AutoencoderConfig = AutoencoderConfig()
+    # Of the KL summed over a frame's latents, beside errors averaged over its values. Rombach 2022
+    # sums those too: its 1e-6 at 256 x 256 px is 1e-6 / (3 * 256 * 256) = 5e-12 here.
     kl_weight: float = 1e-6
+    perceptual: PerceptualConfig | None = None  # None: pixels alone
+    critic: CriticConfig | None = None  # None: no adversarial term
+    critic_weight: float = 0.5  # beside the adaptive weight
+    critic_starts_at: int = 0  # first step of the adversarial term
 
 
 class ReconstructingAutoencoder(nn.Module):
@@ -42,11 +53,28 @@ class ReconstructingAutoencoder(nn.Module):
 
 
 class AutoencodingTask:
-    """Trains an autoencoder on independent frames; see `Autoencoding`."""
+    """Trains an autoencoder on independent frames; see `Autoencoding`.
 
-    def __init__(self, config: Autoencoding, *, optimizer: OptimizerConfig, seed: int) -> None:
+    Args:
+        checkpointing: recompute activations in the backward pass instead of keeping them.
+    """
+
+    def __init__(
+        self,
+        config: Autoencoding,
+        *,
+        optimizer: OptimizerConfig,
+        seed: int,
+        checkpointing: bool = False,
+    ) -> None:
         self.config = config
         self.vae = config.network.build(seed)
+        if checkpointing:
+            self.vae.enable_gradient_checkpointing()  # diffusers' own is not reentrant
+        self.perceptual = load_perceptual(config.perceptual, checkpointing=checkpointing)
+        self.frozen = [] if self.perceptual is None else [self.perceptual]
+        self.remark = NO_BACKBONE if self.perceptual is None else ""
+        self._against = _against(config, optimizer, seed)
         net = ReconstructingAutoencoder(self.vae)
         self.players = [
             Player(
@@ -55,16 +83,19 @@ class AutoencodingTask:
                 trainable=trainable_parameters(net, [self.vae]),
                 loss=self.loss,
                 optimizer=optimizer,
-            )
+            ),
+            *self._against.players,
         ]
 
     def loss(self, net: Any, batch: Batch, turn: Turn) -> tuple[Tensor, dict[str, float]]:
-        """Reconstruction error plus the weighted KL of one batch."""
+        """Reconstruction error, weighted KL and the critic's opinion on one batch."""
         frames, decoded, kl = self._reconstruct(net, batch, turn.rng)
-        error = decoded.float() - frames
-        reconstruction = error.abs().mean() + error.square().mean()
-        loss = reconstruction + self.config.kl_weight * kl.float().mean()
-        return loss, {"loss": loss.item(), "reconstruction": reconstruction.item()}
+        loss, reconstruction, numbers = self._against.loss(
+            decoded.float(), frames, lambda made: self._error(made, frames), batch, turn
+        )
+        divergence = self.config.kl_weight * kl.float().mean()
+        numbers |= {"loss": reconstruction + divergence.item(), "reconstruction": reconstruction}
+        return loss + divergence, numbers
 
     def heldout(self, net: Any, batch: Batch, turn: Turn) -> dict[str, Tensor]:
         """PSNR of each held-out clip in dB, (b)."""
@@ -88,6 +119,14 @@ class AutoencodingTask:
         self.vae.save_pretrained(folder / "vae")
         return ["vae"]
 
+    def _error(self, made: Tensor, frames: Tensor) -> Tensor:
+        """Mean error of reconstructed frames n 3 H W, a scalar."""
+        error = made - frames
+        pixels = error.abs().mean() + error.square().mean()
+        if self.perceptual is None:
+            return pixels
+        return pixels + self.perceptual.weight * self.perceptual(made, frames).mean()
+
     def _reconstruct(self, net: Any, batch: Batch, rng: SampleRng) -> tuple[Tensor, Tensor, Tensor]:
         frames = rearrange(batch.clip, "b t c h w -> (b t) c h w").to(device_of(net))
         factor = 2 ** (len(self.config.network.widths) - 1)
@@ -95,3 +134,17 @@ class AutoencodingTask:
         shape = (batch.clip.shape[1], self.config.network.latent_channels, height, width)
         decoded, kl = net(frames, rng.normal(shape).flatten(0, 1).to(frames))
         return frames, decoded, kl
+
+
+def _against(config: Autoencoding, optimizer: OptimizerConfig, seed: int) -> Alone | Adversary:
+    if config.critic is None:
+        return Alone()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        critic = PatchDiscriminator2D(config.critic)
+    return Adversary(
+        critic,
+        weight=config.critic_weight,
+        starts_at=config.critic_starts_at,
+        optimizer=optimizer,
+    )

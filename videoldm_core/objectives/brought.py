@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from videoldm_core.conditioning import LowResolution
 from videoldm_core.data.loader import Batch
@@ -39,9 +39,11 @@ class Brought(Record):
 class BroughtTask:
     """Reads and writes; see `Brought`."""
 
-    players: list[Player] = []
+    remark = ""
 
     def __init__(self, config: Brought) -> None:
+        self.players: list[Player] = []
+        self.frozen: list[nn.Module] = []
         assert config.source is not None, "a run is refused before it starts without its models"
         self.config, source = config, Path(config.source)
         self.model = load_image_model(source, loras=config.loras, predicts=config.predicts)

@@ -121,9 +121,8 @@ class Denoiser(nn.Module):
         """What is diffused of a clip b t c h w of the stage's store, of about deviation 1."""
         if self.own_vae is None:
             return clip * self.scale
-        vae = self.own_vae.to(clip.device)  # an engine moves the network alone
         frames = rearrange(clip, "b t c h w -> (b t) c h w")
-        latents = torch.cat([vae.encode(f).latent_dist.mean for f in frames.split(1)])
+        latents = torch.cat([self.own_vae.encode(f).latent_dist.mean for f in frames.split(1)])
         return rearrange(latents, "(b t) c h w -> b t c h w", t=clip.shape[1]) * self.scale
 
     def noise_for(self, clip: Tensor, rng: SampleRng) -> Tensor:
@@ -207,6 +206,7 @@ class DenoisingTask:
         null_text: Tensor,
         optimizer: OptimizerConfig,
         seed: int,
+        checkpointing: bool = False,
     ) -> None:
         self.config, self.trains, self.crop, self.null_text = config, trains, crop, null_text
         unet = config.unet.build(seed) if config.unet else load_unet(parts["unet"])
@@ -220,10 +220,11 @@ class DenoisingTask:
         temporal = temporal_layers_for(unet, phi, seed=seed) if phi else None
         if temporal is not None and "temporal" in parts:
             temporal.load(parts["temporal"])
-        self.model = Denoiser(VideoUNet(unet, temporal), schedule, *_diffused(parts))
+        net = VideoUNet(unet, temporal, checkpointing=checkpointing)
+        self.model = Denoiser(net, schedule, *_diffused(parts))
+        self.frozen, self.remark = [self.model], ""
         modules = {"unet": unet, "temporal": temporal}
         moving = [m for name in trains if (m := modules.get(name)) is not None]
-        net = self.model.net
         self.players = [
             Player(
                 name="denoiser",

@@ -2,12 +2,12 @@
 way.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from videoldm_core.data.loader import Batch
 from videoldm_core.training.players import Player, Turn
@@ -16,9 +16,18 @@ Parts = Mapping[str, Path]  # inherited weights by part: vae, unet, scheduler, t
 
 
 class Task(Protocol):
-    """One stage's networks and losses."""
+    """One stage's networks and losses.
+
+    A task without players trains nothing: it is saved, judged and published as it is.
+    """
 
     players: list[Player]
+    remark: str  # what whoever reads the log should know of this objective; "" for nothing
+
+    @property
+    def frozen(self) -> Sequence[nn.Module]:
+        """What the losses use beside the players; goes to their device."""
+        ...
 
     def heldout(self, net: Any, batch: Batch, turn: Turn) -> dict[str, Tensor]:
         """What is watched on held-out clips while training: one value per clip, (b), by name."""

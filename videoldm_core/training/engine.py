@@ -3,7 +3,13 @@ DeepSpeed.
 
 `Engine` has DeepSpeed's own names, so its engine needs no adapter and TorchEngine is the stand-in
 for one
-process. Weights are float32 in both: "bf16" means autocast around the forward pass.
+process. What trains is float32 in both: "bf16" means autocast around the forward pass.
+
+Gradients are accumulated as DeepSpeed counts (gradient_accumulation_steps): `backward` and `step`
+are called for every micro batch, and the last one's `step` takes the step. Its own count is right
+under every ZeRO stage: 0 and 1 reduce once, at the last; 2 and 3 keep a share of the gradients
+alone, and so reduce each micro batch and add. An engine that is made anew, on resuming, starts
+counting at a step's first micro batch, for checkpoints lie between steps.
 """
 
 import logging
@@ -44,15 +50,27 @@ class Engine(Protocol):
 
     def step(self) -> Any: ...
 
+    def compile(self, backend: str = ..., compile_kwargs: dict[str, Any] = ...) -> None: ...
+
 
 class TorchEngine:
-    """One process, no sharding."""
+    """One process, no sharding.
+
+    Args:
+        accumulate: micro batches per step.
+    """
 
     def __init__(
-        self, module: nn.Module, trainable: list[nn.Parameter], config: OptimizerConfig, bf16: bool
+        self,
+        module: nn.Module,
+        trainable: list[nn.Parameter],
+        config: OptimizerConfig,
+        bf16: bool,
+        accumulate: int = 1,
     ) -> None:
         self.module, self.optimizer = module, _adamw(trainable, config)
         self._trainable, self._clip, self._bf16 = trainable, config.clip_norm, bf16
+        self._accumulate, self._micro_steps = accumulate, 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         device = self._trainable[0].device.type
@@ -60,23 +78,33 @@ class TorchEngine:
             return self.module(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of `loss`."""
-        loss.backward()
+        """Adds a micro batch's share of the gradients of the mean loss."""
+        (loss / self._accumulate).backward()
 
     def step(self) -> None:
-        """Clips, steps and clears the gradients."""
+        """After the last micro batch of a step: clips, steps and clears the gradients."""
+        self._micro_steps += 1
+        if self._micro_steps % self._accumulate:
+            return
         nn.utils.clip_grad_norm_(self._trainable, self._clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def compile(
+        self, backend: str = "inductor", compile_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Compiles the module in place, so that its weights keep their names."""
+        self.module.compile(backend=backend, **(compile_kwargs or {}))
 
-def deepspeed_engine(
+
+def deepspeed_engine(  # noqa: PLR0913 - DeepSpeed's settings, by name
     module: nn.Module,
     trainable: list[nn.Parameter],
     config: OptimizerConfig,
     *,
     zero_stage: int,
-    local_batch: int,
+    micro_batch: int,
+    accumulate: int,
     bf16: bool,
 ) -> Engine:
     """A DeepSpeed engine over the process group that `join_processes` set up."""
@@ -85,8 +113,8 @@ def deepspeed_engine(
     # Even, for DeepSpeed aligns partitions by two values.
     bucket = min(2 * sum(p.numel() for p in trainable), LARGEST_BUCKET)
     settings = {
-        "train_micro_batch_size_per_gpu": local_batch,
-        "gradient_accumulation_steps": 1,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulate,
         "gradient_clipping": config.clip_norm,
         "steps_per_print": 2**31 - 1,
         # Buffers are as large as a bucket: by default 2 GB each, for a model of any size.

@@ -1,6 +1,7 @@
 """The training loop: players in turn, then actions. Knows no stage, no file and no tracker."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 
 from videoldm_core.data.loader import Batch
 from videoldm_core.randomness import SampleRng
@@ -21,12 +22,15 @@ def train(  # noqa: PLR0913 - everything the loop depends on, by name
     seed: int,
     rate: Callable[[int], float],
     after_step: list[Action],
+    micro_batch: int | None = None,
 ) -> None:
     """Trains `players` in turn on each batch, from step `start` until `steps` are done.
 
     Args:
         rate: share of a player's learning rate at a step.
         after_step: called in order after every step.
+        micro_batch: clips per forward pass; None: the whole batch. Their gradients are added, so
+            that a step is the same: every draw belongs to a sample, and every loss is a mean.
     """
     for step in range(start, steps):
         batch = next(batches)
@@ -36,14 +40,29 @@ def train(  # noqa: PLR0913 - everything the loop depends on, by name
                 continue
             unfreeze_only(player, players)
             set_learning_rate(player.engine, player.optimizer.lr * rate(step))
-            turn = Turn(step=step, rng=SampleRng(seed, player.name, batch.sample_ids))
-            loss, numbers = player.loss(player.engine, batch, turn)
-            player.engine.backward(loss)
-            player.engine.step()
+            reported: list[dict[str, float]] = []
+            for micro in micro_batches(batch, micro_batch):
+                turn = Turn(step=step, rng=SampleRng(seed, player.name, micro.sample_ids))
+                loss, numbers = player.loss(player.engine, micro, turn)
+                player.engine.backward(loss)
+                player.engine.step()  # takes the step after the last micro batch
+                reported.append(numbers)
             player.ema.update(player.steps_at(step + 1))
-            metrics |= numbers
+            metrics |= {k: sum(n[k] for n in reported) / len(reported) for k in reported[0]}
         for action in after_step:
             action(step + 1, metrics)
+
+
+def micro_batches(batch: Batch, size: int | None) -> list[Batch]:
+    """A batch in parts of `size` clips, in order; None: in one part."""
+    if size is None:
+        return [batch]
+    clips = len(batch.sample_ids)
+    columns = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return [
+        Batch(**{name: rows[i : i + size] for name, rows in columns.items()})
+        for i in range(0, clips, size)
+    ]
 
 
 def warmup_and_cooldown(step: int, *, warmup: int, cooldown: int, steps: int) -> float:

@@ -11,7 +11,8 @@ from videoldm_core.data.loader import Batch
 from videoldm_core.models.discriminator import CriticConfig, hinge_loss
 from videoldm_core.models.image import load_vae
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
-from videoldm_core.objectives.decoding import DecodingTask, TemporalDecoding, adaptive_weight
+from videoldm_core.objectives.adversarial import adaptive_weight
+from videoldm_core.objectives.decoding import DecodingTask, TemporalDecoding
 from videoldm_core.randomness import SampleRng
 from videoldm_core.training.engine import OptimizerConfig, TorchEngine
 from videoldm_core.training.players import Turn, unfreeze_only

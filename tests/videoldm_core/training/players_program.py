@@ -1,44 +1,42 @@
 """Run by the launcher on two processes: trains the same players under every ZeRO stage and saves
 the results.
 
-torchrun ... players_program.py OUT ZERO_STAGE STEPS [resume]
+torchrun ... players_program.py WEIGHTS REQUEST ..., each request the arguments of `run` as JSON
 """
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import distributed
 
+from videoldm_core.cascade import Stage, preset
 from videoldm_core.conditioning import FirstFrames
 from videoldm_core.data.loader import Batch
+from videoldm_core.job import Job
 from videoldm_core.models.discriminator import CriticConfig
 from videoldm_core.models.image import UNetConfig
 from videoldm_core.objectives.decoding import DecodingTask, TemporalDecoding
 from videoldm_core.objectives.denoising import Denoising, DenoisingTask, ScheduleConfig
-from videoldm_core.training.checkpoints import (
-    latest_checkpoint,
-    load_optimizers,
-    load_weights,
-    save_checkpoint,
-)
-from videoldm_core.training.ema import Ema
+from videoldm_core.objectives.task import Task
+from videoldm_core.training.checkpoints import latest_checkpoint, save_checkpoint
 from videoldm_core.training.engine import (
     OptimizerConfig,
-    TorchEngine,
-    deepspeed_engine,
     full_tensors,
     join_processes,
     leave_processes,
 )
 from videoldm_core.training.loop import train
+from videoldm_core.training.start import start_players
 
 GLOBAL_BATCH = 4
 
 
-def denoising_task(folder: Path) -> DenoisingTask:
+def denoising_task(folder: Path, *, checkpointing: bool = False) -> DenoisingTask:
     """A predictor over a tiny frozen UNet."""
     unet = UNetConfig(
         widths=(16, 32), attention=(True, True), layers_per_block=1, heads=2, text=8, groups=8
@@ -56,10 +54,11 @@ def denoising_task(folder: Path) -> DenoisingTask:
         null_text=torch.zeros(4, 8),
         optimizer=OptimizerConfig(lr=1e-3),
         seed=0,
+        checkpointing=checkpointing,
     )
 
 
-def decoding_task(folder: Path) -> DecodingTask:
+def decoding_task(folder: Path, *, checkpointing: bool = False) -> DecodingTask:
     """A decoder and its critic, which starts in the second step."""
     if not (folder / "vae").exists():
         torch.manual_seed(0)
@@ -76,6 +75,7 @@ def decoding_task(folder: Path) -> DecodingTask:
         parts={"vae": folder / "vae"},
         optimizer=OptimizerConfig(lr=1e-3),
         seed=0,
+        checkpointing=checkpointing,
     )
 
 
@@ -95,64 +95,69 @@ def batches(shape: tuple[int, ...], rank: int, world: int, start: int):
         step += 1
 
 
-def run(out: Path, weights: Path, *, zero_stage: int | None, steps: int) -> None:
+def job_of(out: Path, stage: dict[str, Any], **more: Any) -> Job:
+    """What `start_players` is told; the stage's objective and data are not asked for."""
+    row = preset("tiny").stage("temporal").model_dump()
+    changed = Stage.model_validate(row | {"batch": GLOBAL_BATCH, "ema": 0.9} | stage)
+    video = preset("tiny").video
+    return Job(stage=changed, video=video, latents=out, text_tower=out, out=out, **more)
+
+
+def run(out: str, weights: Path, *, steps: int, stage: dict[str, Any] | None = None, **job: Any):
     """Trains both tasks for `steps` steps in all (going on from a checkpoint) and saves what
     results.
+
+    Args:
+        stage, job: what differs from the job of a whole batch in float32 under ZeRO-2.
     """
-    rank = distributed.get_rank() if distributed.is_initialized() else 0
-    world = distributed.get_world_size() if distributed.is_initialized() else 1
+    Path(out).mkdir(parents=True, exist_ok=True)
+    told = job_of(Path(out), stage or {}, **job)
     tasks = {
-        "denoising": (denoising_task(weights), (3, 4, 8, 12)),
-        "decoding": (decoding_task(weights), (3, 3, 16, 24)),
+        "denoising": (denoising_task, (3, 4, 8, 12)),
+        "decoding": (decoding_task, (3, 3, 16, 24)),
     }
-    for name, (task, shape) in tasks.items():
-        folder = out / f"{name}_checkpoints"
-        found = latest_checkpoint(folder)
-        start = found[1] if found else 0
-        if found:
-            load_weights(found[0], task.players)
-        for player in task.players:
-            trainable = list(player.trainable.values())
-            if zero_stage is None:
-                player.engine = TorchEngine(player.module, trainable, player.optimizer, bf16=False)
-            else:
-                player.engine = deepspeed_engine(
-                    player.module,
-                    trainable,
-                    player.optimizer,
-                    zero_stage=zero_stage,
-                    local_batch=GLOBAL_BATCH // world,
-                    bf16=False,
-                )
-            player.ema = Ema(player.trainable, 0.9)
-        if found:
-            load_optimizers(found[0], task.players, start)
-        train(
-            task.players,
-            batches(shape, rank, world, start),
-            start=start,
-            steps=steps,
-            seed=0,
-            rate=lambda step: 1.0,
-            after_step=[],
-        )
-        save_checkpoint(folder, task.players, steps)
-        result = {}
-        for player in task.players:
-            result |= {f"{player.name}/{k}": t for k, t in full_tensors(player.trainable).items()}
-            result |= {f"{player.name}/ema/{k}": t for k, t in player.ema.full().items()}
-        if rank == 0:
-            save_file(result, out / f"{name}_{steps}.safetensors")
+    for name, (make, shape) in tasks.items():
+        task = make(weights, checkpointing=told.stage.checkpointing)
+        result = trained(task, told, Path(out) / f"{name}_checkpoints", shape, steps)
+        if rank() == 0:
+            save_file(result, Path(out) / f"{name}_{steps}.safetensors")
+
+
+def trained(task: Task, job: Job, folder: Path, shape: tuple[int, ...], steps: int):
+    """Weights and averages of all players after `steps` steps, whole, by name."""
+    world = distributed.get_world_size() if distributed.is_initialized() else 1
+    found = latest_checkpoint(folder)
+    start = found[1] if found else 0
+    start_players(job, task, found, device=torch.device("cpu"), world=world)
+    train(
+        task.players,
+        batches(shape, rank(), world, start),
+        start=start,
+        steps=steps,
+        seed=0,
+        rate=lambda step: 1.0,
+        after_step=[],
+        micro_batch=job.stage.micro_batch,
+    )
+    save_checkpoint(folder, task.players, steps)
+    result = {}
+    for player in task.players:
+        result |= {f"{player.name}/{k}": t for k, t in full_tensors(player.trainable).items()}
+        result |= {f"{player.name}/ema/{k}": t for k, t in player.ema.full().items()}
+    return result
+
+
+def rank() -> int:
+    """The number of this process."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 if __name__ == "__main__":
     join_processes()
     program, weights, *requests = sys.argv
     torch.use_deterministic_algorithms(True)
-    for request in requests:  # ZERO_STAGE:STEPS:OUT, one after the other in one start
-        stage, count, place = request.split(":", 2)
-        Path(place).mkdir(parents=True, exist_ok=True)
-        run(Path(place), Path(weights), zero_stage=int(stage), steps=int(count))
+    for request in requests:  # one after the other in one start
+        run(weights=Path(weights), **json.loads(request))
     distributed.barrier()
     distributed.destroy_process_group()
     leave_processes(0)

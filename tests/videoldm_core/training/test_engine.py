@@ -1,34 +1,12 @@
 """DeepSpeed on two real processes against one torch process, and checkpoints across both."""
 
-import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-PROGRAM = Path(__file__).with_name("players_program.py")
 STEPS = 3
-_spec = importlib.util.spec_from_file_location("players_program", PROGRAM)
-program = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(program)
-
-
-def two_processes(weights: Path, *requests: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        + [str(PROGRAM), str(weights), *requests],
-        env=os.environ
-        | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(PROGRAM.parents[3])},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -36,23 +14,22 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> Path:
+def results(tmp_path_factory, program, two_processes, deterministic) -> Path:
     """One start of two processes: every ZeRO stage, and ZeRO-2 interrupted after 2 steps."""
-    torch.use_deterministic_algorithms(True)
     folder = tmp_path_factory.mktemp("engines")
     weights = folder / "weights"
     weights.mkdir()
     program.denoising_task(weights), program.decoding_task(weights)
-    plain = [f"{stage}:{STEPS}:{folder / f'zero{stage}'}" for stage in range(4)]
-    resumed = [
-        f"{stage}:{steps}:{folder / f'resumed{stage}'}" for stage in (2, 3) for steps in (2, STEPS)
-    ]
+
+    def request(name: str, zero_stage: int, steps: int = STEPS) -> dict:
+        return {"out": str(folder / name), "zero_stage": zero_stage, "steps": steps}
+
+    plain = [request(f"zero{stage}", stage) for stage in range(4)]
+    resumed = [request(f"resumed{stage}", stage, n) for stage in (2, 3) for n in (2, STEPS)]
     # Another number of processes and another stage go on from what ZeRO-3 left after 2 steps.
-    two_processes(weights, *plain, *resumed, f"3:2:{folder / 'moved'}")
+    two_processes(weights, *plain, *resumed, request("moved", 3, 2))
     for name, steps in (("start", 0), ("torch", STEPS), ("moved", STEPS)):
-        (folder / name).mkdir(exist_ok=True)
-        program.run(folder / name, weights, zero_stage=None, steps=steps)
-    torch.use_deterministic_algorithms(False)
+        program.run(str(folder / name), weights, steps=steps)
     return folder
 
 
@@ -84,7 +61,7 @@ def test_another_number_of_processes_goes_on_from_a_checkpoint(results, task):
     assert distance(moved, expected) < 0.01 * distance(expected, start)
 
 
-def test_training_moves_the_weights_it_should(results):
+def test_training_moves_the_weights_it_should(results, program):
     start = program.denoising_task(results / "weights").players[0].trainable
     end = load_file(results / "zero2" / f"denoising_{STEPS}.safetensors")
     still = [k for k, p in start.items() if torch.equal(p.data, end[f"denoiser/{k}"])]

@@ -1,0 +1,93 @@
+"""Players made ready to train: on their device, in engines, from a checkpoint if there is one."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+
+from videoldm_core.errors import UserError
+from videoldm_core.job import Job
+from videoldm_core.objectives.task import Task
+from videoldm_core.training.checkpoints import load_optimizers, load_weights
+from videoldm_core.training.ema import Ema
+from videoldm_core.training.engine import Engine, TorchEngine, deepspeed_engine
+from videoldm_core.training.players import Player
+
+# Layers whose weights autocast rounds to bfloat16 at every use. Norms are not among them: they
+# compute in float32, and some refuse weights of another type than their input.
+ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def start_players(
+    job: Job, task: Task, found: tuple[Path, int] | None, *, device: torch.device, world: int
+) -> None:
+    """Gives every player of `task` its engine and average, as they were at checkpoint `found`.
+
+    Raises:
+        UserError: the micro batch does not divide a process's share of the batch.
+    """
+    split = micro_batches_per_step(job, world)
+    if found:
+        load_weights(found[0], task.players)
+    for module in task.frozen:
+        module.to(device)
+    for player in task.players:
+        player.module.to(device)
+        if job.precision == "bf16":
+            hold_frozen_in_bf16(player.module, player.trainable.values())
+        player.engine = _engine(job, player, split, world)
+        if job.stage.compile:
+            # In place, so no name of a weight changes; fixed shapes make the faster kernels.
+            player.engine.compile(compile_kwargs={"dynamic": False})
+        player.ema = Ema(player.trainable, job.stage.ema)
+    if found:
+        load_optimizers(found[0], task.players, found[1])
+
+
+def micro_batches_per_step(job: Job, world: int) -> int:
+    """How many micro batches one process's share of a batch is.
+
+    Raises:
+        UserError: the share is not a whole number of micro batches.
+    """
+    stage = job.stage
+    share = stage.batch // world
+    size = stage.micro_batch or share
+    if share % size:
+        fitting = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
+        raise UserError(
+            f"Stage {stage.name!r}: micro_batch {size} does not divide the {share} clips that each "
+            f"of {world} processes has of batch {stage.batch}; choose one of {fitting}."
+        )
+    return share // size
+
+
+def hold_frozen_in_bf16(module: nn.Module, trainable: Collection[nn.Parameter]) -> None:
+    """Halves the memory of what does not train, under autocast without a change to any value.
+
+    Autocast rounds these weights at every use; held rounded, the forward pass is the same to the
+    bit and saves the rounding. What is published of frozen parts is read from their files, never
+    from here.
+    """
+    moving = {id(parameter) for parameter in trainable}
+    for layer in module.modules():
+        if isinstance(layer, ROUNDED):
+            for parameter in layer.parameters(recurse=False):
+                if id(parameter) not in moving:
+                    parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _engine(job: Job, player: Player, split: int, world: int) -> Engine:
+    trainable, bf16 = list(player.trainable.values()), job.precision == "bf16"
+    if not distributed.is_initialized():
+        return TorchEngine(player.module, trainable, player.optimizer, bf16, split)
+    return deepspeed_engine(
+        player.module,
+        trainable,
+        player.optimizer,
+        zero_stage=job.zero_stage,
+        micro_batch=job.stage.batch // world // split,
+        accumulate=split,
+        bf16=bf16,
+    )
