@@ -32,12 +32,34 @@ class Mixer(nn.Module):
         # Shape (1,), not (): DeepSpeed cannot partition a 0-d parameter.
         self.logit = nn.Parameter(torch.full((frames or 1,), logit))
 
-    def forward(self, spatial: Tensor, temporal: Tensor, frame_axis: int) -> Tensor:
-        """Blends two equal shapes whose frames lie on axis `frame_axis`."""
-        shape = [1] * spatial.ndim
-        shape[frame_axis] = -1
-        alpha = torch.sigmoid(self.logit).view(shape).to(spatial.dtype)
-        return alpha * spatial + (1 - alpha) * temporal
+    def forward(self, spatial: Tensor, temporal: Tensor) -> Tensor:
+        """Blends two equal shapes b t ...; exactly `spatial` where alpha is 1."""
+        return torch.lerp(temporal, spatial, self._alpha(spatial))
+
+    def added(self, spatial: Tensor, change: Tensor) -> Tensor:
+        """The same where temporal = spatial + change, which is then never formed."""
+        return torch.addcmul(spatial, 1 - self._alpha(spatial), change)
+
+    def _alpha(self, like: Tensor) -> Tensor:
+        return torch.sigmoid(self.logit).view(-1, *[1] * (like.ndim - 2)).to(like.dtype)
+
+
+class TimeConv(nn.Conv3d):
+    """A (3, 1, 1) convolution over time, frames first: b t c h w to the same shape.
+
+    Computed as one in two dimensions, time and place: PyTorch's in three took 1.3-2.4 times as long
+    on a CPU, and on accelerators has been slow, hungry and wrong in bf16 (pytorch/pytorch#166643,
+    #163539).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps b t c h w to the same shape; its memory lies as b c t h w."""
+        flat = x.transpose(1, 2).flatten(3)
+        out = F.conv2d(flat, self.weight.squeeze(-1), self.bias, padding=(1, 0))
+        return out.unflatten(3, x.shape[3:]).transpose(1, 2)
 
 
 class TemporalResBlock(nn.Module):
@@ -64,10 +86,10 @@ class TemporalResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, channels, eps)
-        self.conv1 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+        self.conv1 = TimeConv(channels)
         self.time = nn.Linear(embedding, channels) if embedding else None
         self.norm2 = nn.GroupNorm(groups, channels, eps)
-        self.conv2 = zeroed(nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)))
+        self.conv2 = zeroed(TimeConv(channels))
         self.context = zeroed(nn.Conv2d(context, channels, 1)) if context else None
         self.mixer = Mixer(frames, logit)
 
@@ -82,13 +104,16 @@ class TemporalResBlock(nn.Module):
             context: context map of this resolution, (b t) c h w (§3.2).
         """
         given = x if context is None or self.context is None else x + self.context(context)
-        spatial = rearrange(x, "(b t) c h w -> b c t h w", t=frames)
-        h = rearrange(given, "(b t) c h w -> b c t h w", t=frames)
-        h = self.conv1(F.silu(self.norm1(h)))
+        h = self.conv1(_activated(self.norm1, given.unflatten(0, (-1, frames))))
         if self.time is not None and embedding is not None:
-            h = h + rearrange(self.time(F.silu(embedding)), "(b t) c -> b c t 1 1", t=frames)
-        h = spatial + self.conv2(F.silu(self.norm2(h)))
-        return rearrange(self.mixer(spatial, h, frame_axis=2), "b c t h w -> (b t) c h w")
+            h = h + self.time(F.silu(embedding)).view(*h.shape[:3], 1, 1)
+        change = self.conv2(_activated(self.norm2, h))
+        return self.mixer.added(x.unflatten(0, (-1, frames)), change).flatten(0, 1)
+
+
+def _activated(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """SiLU of the group norm of b t c h w, whose statistics run over frames; same shape."""
+    return F.silu(norm(x.transpose(1, 2))).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -106,7 +131,14 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention; queries from x, keys and values from `source`."""
+    """Multi-head attention along axis 1, of sequences that lie side by side on axis 2.
+
+    Queries come from x, keys and values from `source`.
+    """
+
+    # Positions times heads of one call: on accelerators they are a grid of at most so many blocks
+    # (pytorch/pytorch#142228).
+    MOST_AT_ONCE = 65535
 
     def __init__(self, channels: int, source_channels: int, heads: int) -> None:
         super().__init__()
@@ -117,13 +149,18 @@ class Attention(nn.Module):
         self.to_out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, source: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Maps x (n q c) given source (n k d); `mask` (q k) is True where attention is allowed."""
+        """Maps x (n q p c) given source (n k p d); `mask` (q k) is True where attention is allowed.
+
+        Each of the p sequences attends to its own; as so many more heads, they need not be moved.
+        """
         q, k, v = (
-            rearrange(y, "n l (heads d) -> n heads l d", heads=self.heads)
+            rearrange(y, "n l p (heads d) -> n (p heads) l d", heads=self.heads)
             for y in (self.to_q(x), self.to_k(source), self.to_v(source))
         )
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.to_out(rearrange(out, "n heads l d -> n l (heads d)"))
+        parts = zip(*(y.split(self.MOST_AT_ONCE, dim=1) for y in (q, k, v)), strict=True)
+        read = [F.scaled_dot_product_attention(*part, attn_mask=mask) for part in parts]
+        out = read[0] if len(read) == 1 else torch.cat(read, dim=1)
+        return self.to_out(rearrange(out, "n (p heads) l d -> n l p (heads d)", heads=self.heads))
 
 
 class TemporalTransformer(nn.Module):
@@ -164,24 +201,21 @@ class TemporalTransformer(nn.Module):
             text: one text per video, b l d.
             mask: which frames see which, (t t); None: all see all.
         """
+        # Frames stay where they are in memory: every layer here takes one token at a time but for
+        # attention, which takes them from there.
+        spatial = x.unflatten(0, (-1, frames))
         index = torch.arange(frames, device=x.device)
-        positions = self.position(sinusoid(index, x.shape[-1], x))
-        h = rearrange(x, "(b t) s c -> b t s c", t=frames) + positions[:, None]
-        b = h.shape[0]
-        h = rearrange(h, "b t s c -> (b s) t c")
+        h = spatial + self.position(sinusoid(index, x.shape[-1], x))[:, None]
         h = h + self.ff_in(self.norm_in(h))
         normed = self.norm_self(h)
         h = h + self.attn_self(normed, normed, mask)
         if self.attn_text is not None and self.norm_text is not None and text is not None:
             # All positions and frames of a video read the same text: fold them into the queries
             # instead of repeating the text for every position.
-            queries = rearrange(self.norm_text(h), "(b s) t c -> b (s t) c", b=b)
-            read = self.attn_text(queries, text)
-            h = h + rearrange(read, "b (s t) c -> (b s) t c", t=frames)
+            queries = self.norm_text(h).flatten(1, 2)[:, :, None]
+            h = h + self.attn_text(queries, text[:, :, None]).view_as(h)
         h = h + self.ff_out(self.norm_out(h))
-        h = rearrange(h, "(b s) t c -> b t s c", b=b)
-        spatial = rearrange(x, "(b t) s c -> b t s c", t=frames)
-        return rearrange(self.mixer(spatial, h, frame_axis=1), "b t s c -> (b t) s c")
+        return self.mixer(spatial, h).flatten(0, 1)
 
 
 def zeroed(layer: Layer) -> Layer:
