@@ -126,13 +126,17 @@ def sample(
 ) -> None:
     """Samples a video with the whole trained cascade.
 
+    An interrupted command goes on when it is given again. sample.first_frame=street.png is the
+    picture to go on from, sample.futures=3 makes three videos of one first frame,
+    sample.size=[48, 96] another size, sample.backbone=my_model a fine-tune's own look.
+
     Example: videoldm sample tiny sample.prompt="a bus in the rain" --to bus.mp4
     """
     config = load_run(runfile, overrides)
     from flows.session import sample_to
 
-    video = sample_to(config, to)
-    print(f"Video: {video}")
+    for video in sample_to(config, to):
+        print(f"Video: {video}")
 
 
 @app.command()

@@ -7,7 +7,7 @@ anything runs.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import Field
@@ -19,7 +19,7 @@ from videoldm_core.records import Record, nearest, parse_record
 if TYPE_CHECKING:
     from videoldm_core.cascade import Preset
     from videoldm_core.models.text_source import AnyText
-    from videoldm_core.sampling.long import SamplingConfig
+    from videoldm_core.sampling.config import SamplingConfig
 
 RUNFILES = Path(__file__).parent / "runfiles"
 HUB = "hub:"  # before the name of a model that may be fetched
@@ -38,6 +38,11 @@ class SampleConfig(Record):
     prompt: str = "we catch up with a blue car by day, pines by the road, a city ahead"
     key_frames: int = Field(default=5, ge=2)  # before the interpolation passes
     passes: int = Field(default=2, ge=0, le=2)  # of the interpolator
+    size: tuple[int, int] | None = None  # height, width before upscaling, px; None: as trained
+    first_frame: Path | None = None  # png or jpg that the video goes on from
+    futures: int = Field(default=1, ge=1)  # videos that share the first frame
+    backbone: Path | None = None  # fine-tune of the image model: diffusers folder or single file
+    loras: tuple[Path, ...] = ()  # LoRA files added to the backbone
     seed: int = 0
     sampling: dict[str, Any] = {}  # changed fields of the core's SamplingConfig
 
@@ -72,6 +77,11 @@ class RunConfig(Record):
         """Where one stage's job, log, journal and weights are."""
         return self.out / "stages" / stage
 
+    @property
+    def sampled_video(self) -> Path:
+        """The video that the run ends with; the first of several futures."""
+        return self.out / ("video.mp4" if self.sample.futures == 1 else "video-1.mp4")
+
 
 def load_run(runfile: str, overrides: list[str] | None = None) -> RunConfig:
     """Reads a run file and applies `key=value` overrides; a mistake is named with the nearest key.
@@ -94,7 +104,17 @@ def load_run(runfile: str, overrides: list[str] | None = None) -> RunConfig:
         raise UserError(
             f"videos = {str(run.videos)!r} is not a folder; give the folder that holds the videos."
         )
-    absolute = {"out": run.out.absolute(), "videos": run.videos and run.videos.absolute()}
+    sample = run.sample
+    brought = {
+        "first_frame": sample.first_frame and sample.first_frame.absolute(),
+        "backbone": sample.backbone and sample.backbone.absolute(),
+        "loras": tuple(path.absolute() for path in sample.loras),
+    }
+    absolute = {
+        "out": run.out.absolute(),
+        "videos": run.videos and run.videos.absolute(),
+        "sample": sample.model_copy(update=brought),
+    }
     return run.model_copy(update=absolute)
 
 
@@ -179,7 +199,7 @@ def sampling_of(run: RunConfig) -> "SamplingConfig":
     Raises:
         UserError: unknown field, with the nearest known one.
     """
-    from videoldm_core.sampling.long import SamplingConfig
+    from videoldm_core.sampling.config import SamplingConfig
 
     values = _merged(SamplingConfig().model_dump(), run.sample.sampling)
     return parse_record(SamplingConfig, values, where="sample.sampling")
@@ -245,7 +265,8 @@ def _kinds_at(kind: Any, path: list[str]) -> tuple[Any, ...]:
         if field is None:
             return ()
         kind = field.annotation
-    return (kind, *get_args(kind))
+    # Of a list of paths, the whole is a YAML list, not a text.
+    return (kind,) if get_origin(kind) is tuple else (kind, *get_args(kind))
 
 
 def _merged(row: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:

@@ -41,12 +41,17 @@ class Ending:
         return made
 
     def sample_to(self, video: Path, attempt: Attempt) -> Made:
-        """Samples a video into `video`, with an animated preview beside it."""
+        """Samples a video into `video`, with an animated preview beside it.
+
+        Several futures become video-1.mp4, video-2.mp4 and so on.
+        """
         from videoldm_core.generate import Request
 
         stages = {row.name: self.run.stage_folder(row.name) for row in self.foreman.table.stages}
         request = Request(
             stages=stages,
+            roles=self.foreman.table.roles,
+            precision=self.run.precision,
             text_tower=self.run.out / "text_tower",
             out=video,
             sampling=sampling_of(self.run),
@@ -64,8 +69,9 @@ class Ending:
         )
         command.journal.unlink(missing_ok=True)
         self.foreman.launcher.launch(command, on_line=attempt.on_line, cancelled=attempt.cancelled)
-        preview = video.with_suffix(".gif")
-        return Made(output=video, files=(preview,) if preview.exists() else ())
+        first, *others = request.videos
+        previews = [path.with_suffix(".gif") for path in request.videos]
+        return Made(output=first, files=(*others, *(path for path in previews if path.exists())))
 
     def report(self, attempt: Attempt, *, steps: list[Step]) -> Made:
         """Writes the report about `steps`, and keeps it with the cascade's run in MLflow."""

@@ -65,8 +65,12 @@ def work(run: RunConfig, *, only: tuple[str, ...] = (), launcher: Launcher | Non
         _say_what_is_left(session)
 
 
-def sample_to(run: RunConfig, video: Path | None, *, launcher: Launcher | None = None) -> Path:
-    """Samples a video with the trained stages of `run`, whatever was sampled before.
+def sample_to(
+    run: RunConfig, video: Path | None, *, launcher: Launcher | None = None
+) -> list[Path]:
+    """Samples a video, or several futures, with the trained stages of `run`.
+
+    Goes on with what the same command began; what is finished is sampled again.
 
     Raises:
         UserError: a stage is not trained.
@@ -81,8 +85,8 @@ def sample_to(run: RunConfig, video: Path | None, *, launcher: Launcher | None =
         target = (video or run.out / "video.mp4").absolute()
         step = next(step for step in session.steps if step.name == "sample")
         with session.terminal:
-            Ending(session.foreman).sample_to(target, _attempt(session.terminal, step))
-        return target
+            made = Ending(session.foreman).sample_to(target, _attempt(session.terminal, step))
+        return [path for path in (made.output, *made.files) if path.suffix == ".mp4"]
 
 
 def evaluate(

@@ -28,7 +28,7 @@ def cascade_steps(foreman: Foreman) -> list[Step]:
         name="sample",
         title="sample a video",
         needs=("text", *names),
-        settings=run.sample.model_dump(mode="json"),
+        settings={**run.sample.model_dump(mode="json"), "roles": table.roles.model_dump()},
         make=ending.sample,
         trains=True,
     )

@@ -72,7 +72,7 @@ def show_summary(run: RunConfig, table: "Preset", terminal: Terminal) -> None:
 
 def _show_places(run: RunConfig, terminal: Terminal) -> None:
     places = {
-        "video": run.out / "video.mp4",
+        "video": run.sampled_video,
         "report": run.out / "report.html",
         "admission": run.out / "admission.html",
     }

@@ -7,9 +7,9 @@ of them move, and which frames it sees. Nothing else in the project knows a stag
 """
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from videoldm_core.errors import UserError
 from videoldm_core.files import digest_for_json
@@ -75,6 +75,16 @@ class Stage(Record):
         return json.loads(json.dumps(decides, default=digest_for_json))
 
 
+class Roles(Record):
+    """Which stage makes what when the cascade is sampled (§4.1)."""
+
+    first_frame: str | None = None  # an image model; None: the key-frame model makes all frames
+    key_frames: str  # given the frames before (predictor), or nothing: then all in one call
+    interpolator: str | None = None
+    decoder: str
+    upscaler: str | None = None  # None: decoded frames are the video
+
+
 class Preset(Record):
     """A cascade: the stages, and the video they are made for."""
 
@@ -82,6 +92,15 @@ class Preset(Record):
     video: VideoFormat
     text: AnyText
     stages: tuple[Stage, ...]
+    roles: Roles
+
+    @model_validator(mode="after")
+    def _has_a_stage_per_role(self) -> Self:
+        names = [row.name for row in self.stages]
+        for role, stage in self.roles.model_dump(exclude_none=True).items():
+            if stage not in names:
+                raise ValueError(f"roles.{role} = {stage!r} is no stage; {nearest(stage, names)}")
+        return self
 
     def stage(self, name: str) -> Stage:
         """The row called `name`.

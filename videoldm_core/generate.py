@@ -1,36 +1,64 @@
-"""Samples a video with a whole cascade: `python -m videoldm_core.generate request.json`."""
+"""Samples videos with a whole cascade: `python -m videoldm_core.generate request.json`."""
 
+import hashlib
+import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from safetensors.torch import load_file, save
+from torch import Tensor
 
-from videoldm_core.conditioning import AnyGiven, KeyFrames, LowResolution
+from videoldm_core.cascade import Roles
+from videoldm_core.conditioning import FirstFrames, KeyFrames
 from videoldm_core.errors import UserError
-from videoldm_core.models.image import load_vae
-from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
-from videoldm_core.objectives.denoising import Denoising, load_denoiser
+from videoldm_core.files import sha256_of_file, sha256_of_folder, write_bytes_atomically
+from videoldm_core.models.image import load_vae, shrinking
+from videoldm_core.models.stable_diffusion import load_image_model, load_text_tower
+from videoldm_core.models.text import TextTower
 from videoldm_core.records import Record, load_record
-from videoldm_core.sampling.long import Cascade, Prompt, Sampling, SamplingConfig
-from videoldm_core.sampling.video_file import VideoFile
+from videoldm_core.sampling.config import SamplingConfig
+from videoldm_core.sampling.drawing import Drawing, Prompt, Texts
+from videoldm_core.sampling.first_frame import encode_picture, read_picture
+from videoldm_core.sampling.interpolation import Progress
+from videoldm_core.sampling.loading import Release, load_cascade, read_release
+from videoldm_core.sampling.long import Cascade, first_latent, frames_of
+from videoldm_core.sampling.unfinished import begin, end, unfinished_folder, write_video
 from videoldm_core.training.journal import Journal
-from videoldm_core.training.published import PublishedStage, part_paths, read_published
-
-ROLES = ("image", "predictor", "interpolator", "decoder", "upscaler")
+from videoldm_core.training.published import published_digest
 
 
 class Request(Record):
-    """One video."""
+    """One video, or several futures of one first frame."""
 
-    stages: dict[str, Path]  # stage name -> its folder; needs all of ROLES
+    stages: dict[str, Path]  # stage name -> its folder; needs all that have a role
+    roles: Roles
     text_tower: Path
     prompt: str
     key_frames: int = Field(default=8, ge=2)
     passes: int = Field(default=2, ge=0, le=2)  # interpolation passes
+    size: tuple[int, int] | None = None  # height, width of the base resolution, px; None: trained
+    first_frame: Path | None = None  # png or jpg that the video goes on from
+    futures: int = Field(default=1, ge=1)  # videos that share the first frame and differ after it
+    backbone: Path | None = None  # fine-tune of the image model: diffusers folder or single file
+    loras: tuple[Path, ...] = ()  # added to the backbone
     seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"  # of networks; bf16: autocast
     sampling: SamplingConfig = SamplingConfig()
     out: Path  # the mp4; a gif and a journal appear beside it
+
+    @property
+    def videos(self) -> list[Path]:
+        """What is written: `out`, or of several futures video-1.mp4, video-2.mp4, ..."""
+        if self.futures == 1:
+            return [self.out]
+        numbers = range(1, self.futures + 1)
+        return [self.out.with_stem(f"{self.out.stem}-{number}") for number in numbers]
 
 
 def main() -> int:
@@ -44,78 +72,161 @@ def main() -> int:
 
 
 def generate(request: Request) -> None:
-    """Writes request.out and its preview.
+    """Writes the request's videos and their previews.
+
+    An interrupted call, made again with the same request, goes on after the last finished segment
+    and gives the same bytes.
 
     Raises:
-        UserError: a stage is missing or unusable, or the disk cannot be written to.
+        UserError: a stage is missing or unusable, the request asks for what the models cannot do,
+            or the disk cannot be written to.
     """
-    from videoldm_core.models.text import TextTower
-
+    release = read_release(request.roles, request.stages)
+    _check(request, release)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cascade, published = load_cascade(request.stages, device)
-    tower = TextTower.load(request.text_tower)
-    text, null_text = tower.encode([request.prompt, ""]).to(device).chunk(2)
-    vae = load_vae(part_paths(request.stages["decoder"])["vae"])
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    video = published["image"].video
-    prompt = Prompt(
-        text=text,
-        null_text=null_text,
-        latent_size=(cascade.image.channels, video.height // factor, video.width // factor),
-        seed=request.seed,
-    )
-    journal = Journal(request.out.with_suffix(".journal.jsonl"))
+    personal = None
+    if request.backbone is not None:
+        personal = load_image_model(request.backbone, loras=request.loras)
+    cascade = load_cascade(release, device, personal=personal)
+    prompt = _prompt(request, release, cascade, device)
+    folder = unfinished_folder(request.out)
+    journal = cache(lambda: Journal(request.out.with_suffix(".journal.jsonl")))
 
     def progress(what: str, done: int, total: int) -> None:
-        journal.write(what=what, done=done, total=total)
+        journal().write(what=what, done=done, total=total)
 
-    sampling = Sampling(cascade, prompt, request.sampling, progress)
-    with VideoFile(request.out, fps=video.fps) as file:
-        for frames in sampling.video(request.key_frames, request.passes):
-            file.write(frames)
+    def drawing(future: int) -> Drawing:
+        numbered = replace(prompt, future=future)
+        return Drawing(numbered, request.sampling, precision=request.precision)
+
+    videos = {
+        out: frames_of(
+            cascade,
+            drawing(future),
+            key_frames=request.key_frames,
+            passes=request.passes,
+            folder=folder / f"future-{future}",
+            first=_first(request, release, cascade, drawing(1), progress),
+            progress=progress,
+        )
+        for future, out in enumerate(request.videos, start=1)
+    }
+    begin(folder, identity(request, release, device))
+    fps = frame_rate(release, request.passes)
+    for future, (out, frames) in enumerate(videos.items(), start=1):
+        write_video(frames, out, folder=folder / f"future-{future}", fps=fps, progress=progress)
+    end(folder)
 
 
-def load_cascade(
-    folders: dict[str, Path], device: torch.device
-) -> tuple[Cascade, dict[str, PublishedStage]]:
-    """Loads the models of every role.
+def frame_rate(release: Release, passes: int) -> float:
+    """Frames per second at which a video of so many interpolation passes has its true pace."""
+    key = release.stages["key_frames"]
+    fps = key.video.fps / max(key.stage.strides)
+    if passes:
+        given = release.given("interpolator")
+        assert isinstance(given, KeyFrames), "checked when the release was read"
+        fps *= given.every**passes
+    return fps
 
-    Raises:
-        UserError: names the first role that is not there or not trained.
-    """
-    published: dict[str, PublishedStage] = {}
-    for role in ROLES:
-        found = read_published(folders[role]) if role in folders else None
-        if found is None:
-            where = f"not published in {str(folders[role])!r}" if role in folders else "not named"
-            raise UserError(
-                f"Sampling needs a trained {role!r} stage, which is {where}. Train it first."
-            )
-        published[role] = found
-    parts = {role: part_paths(folders[role]) for role in ROLES}
-    vae = load_vae(parts["decoder"]["vae"])
-    temporal = temporal_decoder_for(vae, seed=0)
-    temporal.load(parts["decoder"]["temporal_decoder"])
-    between, low = (_given(published[role]) for role in ("interpolator", "upscaler"))
-    assert isinstance(between, KeyFrames), "an interpolator is given key frames"
-    assert isinstance(low, LowResolution), "an upscaler is given a low resolution"
-    cascade = Cascade(
-        image=load_denoiser(parts["image"]).to(device),
-        predictor=load_denoiser(parts["predictor"]).to(device),
-        interpolator=load_denoiser(parts["interpolator"]).to(device),
-        decoder=VideoDecoder(vae, temporal).eval().to(device),
-        upscaler=load_denoiser(parts["upscaler"]).to(device),
-        key_frames=published["predictor"].stage.frames,
-        every=between.every,
-        low_resolution=low,
+
+def identity(request: Request, release: Release, device: torch.device) -> str:
+    """Hex SHA-256 of all that decides the videos' bytes on one machine, wherever they are."""
+    paths = {"out", "stages", "text_tower", "first_frame", "backbone", "loras"}
+    decides: dict[str, Any] = request.model_dump(mode="json", exclude=paths)
+    decides["stages"] = {role: published_digest(release.folder(role)) for role in release.stages}
+    decides["text_tower"] = sha256_of_folder(request.text_tower)
+    if request.first_frame is not None:
+        decides["first_frame"] = sha256_of_file(request.first_frame)
+    brought = [path for path in (request.backbone, *request.loras) if path is not None]
+    # Gigabytes, so not read once more: an edited file has another size or time.
+    decides["brought"] = [
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+        for path in brought
+        for file in ([path] if path.is_file() else sorted(path.rglob("*")))
+    ]
+    decides["by"] = [torch.__version__, device.type]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _check(request: Request, release: Release) -> None:
+    """Refuses what no model of the release can do, before any is loaded."""
+    if request.out.suffix != ".mp4":
+        raise UserError(f"out = {str(request.out)!r} is to be an mp4; let its name end in .mp4.")
+    takes_first = isinstance(release.given("key_frames"), FirstFrames)
+    if request.first_frame is not None and not takes_first:
+        raise UserError(
+            f"first_frame = {str(request.first_frame)!r}, but the key-frame model "
+            f"{request.roles.key_frames!r} was trained without context and goes on from no frame; "
+            "leave first_frame out, or train a prediction model (§3.2)."
+        )
+    if request.futures > 1 and request.first_frame is None and request.roles.first_frame is None:
+        raise UserError(
+            f"futures = {request.futures} share a first frame, but none is made or given; give "
+            "first_frame, or a cascade whose roles have a first_frame."
+        )
+    if request.loras and request.backbone is None:
+        raise UserError("loras are added to a backbone, but none is given; give backbone too.")
+    if request.passes and "interpolator" not in release.stages:
+        raise UserError(
+            f"passes = {request.passes}, but no stage has the role of interpolator; set passes=0."
+        )
+
+
+def _prompt(request: Request, release: Release, cascade: Cascade, device: torch.device) -> Prompt:
+    """What is asked for, by the run's own text tower and by the backbone's if there is one."""
+    config = cascade.key_frames.denoiser.net.unet.config
+    personal = None
+    if request.backbone is not None:
+        tower = load_text_tower(request.backbone, loras=request.loras)
+        personal = _texts(tower, request.prompt, config.cross_attention_dim, device)
+    own = _texts(
+        TextTower.load(request.text_tower), request.prompt, config.cross_attention_dim, device
     )
-    return cascade, published
+    factor, video = cascade.shrinks, release.stages["key_frames"].video
+    height, width = request.size or (video.height, video.width)
+    if min(height, width) < factor or height % factor or width % factor:
+        raise UserError(
+            f"size = [{height}, {width}] px is not made of whole latents; "
+            f"give positive multiples of {factor}."
+        )
+    latent = (cascade.key_frames.denoiser.channels, height // factor, width // factor)
+    return Prompt(texts=own, personal=personal, latent_size=latent, seed=request.seed)
 
 
-def _given(published: PublishedStage) -> AnyGiven:
-    objective = published.stage.objective
-    assert isinstance(objective, Denoising), f"{published.stage.name} denoises"
-    return objective.given
+def _texts(tower: TextTower, prompt: str, width: int, device: torch.device) -> Texts:
+    if tower.dimension != width:
+        raise UserError(
+            f"A text tower gives {tower.dimension} values per token, but the models read {width}; "
+            "use the one they were trained with, and a backbone of the same image model."
+        )
+    text, empty = tower.encode([prompt, ""]).to(device).chunk(2)
+    return Texts(prompt=text, empty=empty)
+
+
+def _first(
+    request: Request, release: Release, cascade: Cascade, drawing: Drawing, progress: Progress
+) -> Callable[[], Tensor] | None:
+    """Gives the first frame's latent 1 c h w: the user's or the image model's; None: neither.
+
+    What the image model makes is kept, so that it is made once for all futures.
+    """
+    if request.first_frame is not None:
+        vae = load_vae(release.parts("key_frames")["vae"])
+        height, width = (side * shrinking(vae) for side in drawing.prompt.latent_size[1:])
+        picture = read_picture(request.first_frame, height, width)
+        latent = encode_picture(picture, vae, cascade.key_frames.denoiser.scale)
+        return lambda: latent.to(drawing.device)
+    role, path = cascade.first_frame, unfinished_folder(request.out) / "first.safetensors"
+    if role is None:
+        return None
+
+    def kept() -> Tensor:
+        if not path.exists():
+            made = first_latent(drawing, role, progress)
+            write_bytes_atomically(path, save({"frames": made.cpu().contiguous()}))
+        return load_file(path)["frames"].to(drawing.device)
+
+    return kept
 
 
 if __name__ == "__main__":

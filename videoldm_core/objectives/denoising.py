@@ -140,16 +140,20 @@ class Denoiser(nn.Module):
         return rearrange(frames, "(b t) c h w -> b t c h w", t=diffused.shape[1])
 
 
-def predict(
+def predict(  # noqa: PLR0913 - what a prediction depends on
     net: Any,
     noisy: Tensor,
     timesteps: Tensor,
     text: Tensor,
     given: Given,
     label: Tensor | None = None,
+    temporal_text: Tensor | None = None,
 ) -> Tensor:
     """The network's prediction for z_tau (b t c h w), in float32; training and sampling both call
     this.
+
+    Args:
+        temporal_text: what the temporal layers read, b l d; None: the same text (§4.3).
     """
     if given.low_resolution is not None:
         noisy = torch.cat([noisy, given.low_resolution], dim=2)
@@ -161,12 +165,17 @@ def predict(
         context_noise=given.context_noise,
         label=label,
         noise_level=given.noise_level,
+        temporal_text=temporal_text,
     ).float()
 
 
-def load_denoiser(parts: Parts) -> Denoiser:
-    """The denoiser that published parts describe."""
-    unet = load_unet(parts["unet"])
+def load_denoiser(parts: Parts, *, unet: UNet2DConditionModel | None = None) -> Denoiser:
+    """The denoiser that published parts describe.
+
+    Args:
+        unet: the image model, where it is loaded already; None: the one among the parts.
+    """
+    unet = load_unet(parts["unet"]) if unet is None else unet
     temporal = None
     if "temporal" in parts:
         temporal = temporal_layers_for(unet, load_temporal_config(parts["temporal"]), seed=0)

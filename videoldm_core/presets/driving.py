@@ -5,7 +5,7 @@ The paper gives no widths, steps or rates that could be verified; where a number
 own, the comment says whose it is. Data: hundreds of thousands of 8-second drives.
 """
 
-from videoldm_core.cascade import Preset, Stage, VideoFormat
+from videoldm_core.cascade import Preset, Roles, Stage, VideoFormat
 from videoldm_core.conditioning import FirstFrames, KeyFrames, LowResolution
 from videoldm_core.metrics.image_proofs import (
     BeatsBilinear,
@@ -19,6 +19,7 @@ from videoldm_core.metrics.video_proofs import (
     UsesFirstFrames,
     UsesKeyFrames,
 )
+from videoldm_core.models.discriminator import CriticConfig
 from videoldm_core.models.image import UNetConfig
 from videoldm_core.models.text import TextConfig
 from videoldm_core.models.text_source import NewText
@@ -38,11 +39,22 @@ DRIVING = Preset(
     name="driving",
     video=VideoFormat(fps=30, height=128, width=256, clip_seconds=8),
     text=_TEXT,
+    roles=Roles(
+        first_frame="image",
+        key_frames="predictor",
+        interpolator="interpolator",
+        decoder="decoder",
+        upscaler="upscaler",
+    ),
     stages=(
         Stage(
             name="autoencoder",
             paper="§4.1 (stage 0; Rombach 2022)",
-            objective=Autoencoding(),
+            objective=Autoencoding(
+                kl_weight=1e-6 / (3 * 128 * 256),  # Rombach's 1e-6 is of errors that are summed
+                critic=CriticConfig(),
+                critic_starts_at=50_000,
+            ),
             proves=ReconstructsFrames(),
             starts_from=(),
             trains=("vae",),
@@ -81,6 +93,7 @@ DRIVING = Preset(
             reads="latents",
             frames=_KEY_FRAMES,
             strides=(_KEY_STRIDE,),
+            micro_batch=20,
             batch=640,  # 40 on each of 16 accelerators, as is reported of the paper's appendix
             steps=73_000,  # likewise
             warmup=1_000,
@@ -95,6 +108,7 @@ DRIVING = Preset(
             reads="latents",
             frames=_KEY_FRAMES,
             strides=(_KEY_STRIDE,),
+            micro_batch=20,
             batch=640,
             steps=73_000,
             warmup=1_000,
@@ -109,6 +123,7 @@ DRIVING = Preset(
             reads="latents",
             frames=5,
             strides=(4, 1),
+            micro_batch=40,
             batch=640,
             steps=50_000,
             warmup=1_000,
@@ -123,6 +138,7 @@ DRIVING = Preset(
             reads="pixels",
             frames=8,
             batch=32,
+            micro_batch=4,
             optimizer=OptimizerConfig(lr=1e-5, betas=(0.5, 0.9), weight_decay=0.0),
             steps=50_000,
             warmup=1_000,

@@ -5,7 +5,7 @@ The paper prints neither steps nor rates that could be verified; where a number 
 own, the comment says whose it is. Data: millions of captioned clips (WebVid-10M in the paper).
 """
 
-from videoldm_core.cascade import Preset, Stage, VideoFormat
+from videoldm_core.cascade import Preset, Roles, Stage, VideoFormat
 from videoldm_core.conditioning import KeyFrames, LowResolution
 from videoldm_core.metrics.image_proofs import (
     BeatsBilinear,
@@ -32,6 +32,9 @@ TEXT_TO_VIDEO = Preset(
     name="text_to_video",
     video=VideoFormat(fps=30, height=320, width=512, clip_seconds=10),
     text=ModelText(stage="image_model"),
+    roles=Roles(
+        key_frames="temporal", interpolator="interpolator", decoder="decoder", upscaler="upscaler"
+    ),
     stages=(
         Stage(
             name="image_model",
@@ -55,6 +58,8 @@ TEXT_TO_VIDEO = Preset(
             reads="latents",
             frames=1,
             batch=256,
+            micro_batch=8,
+            checkpointing=True,
             optimizer=OptimizerConfig(lr=1e-5),
             steps=10_000,  # "briefly"
             warmup=500,
@@ -70,6 +75,8 @@ TEXT_TO_VIDEO = Preset(
             frames=8,
             strides=(_KEY_STRIDE,),
             batch=256,
+            micro_batch=4,
+            checkpointing=True,
             steps=100_000,
             warmup=1_000,
         ),
@@ -84,6 +91,8 @@ TEXT_TO_VIDEO = Preset(
             frames=5,
             strides=(4, 1),
             batch=256,
+            micro_batch=4,
+            checkpointing=True,
             steps=10_000,  # enough for the authors' later model (Blattmann 2023b, D.5)
             warmup=1_000,
         ),
@@ -97,6 +106,8 @@ TEXT_TO_VIDEO = Preset(
             reads="pixels",
             frames=8,
             batch=32,
+            micro_batch=1,
+            checkpointing=True,
             optimizer=OptimizerConfig(lr=1e-5, betas=(0.5, 0.9), weight_decay=0.0),
             steps=50_000,
             warmup=1_000,
@@ -128,6 +139,8 @@ TEXT_TO_VIDEO = Preset(
             crop=320,
             heldout_clips=8,
             batch=32,
+            micro_batch=4,
+            checkpointing=True,
             optimizer=OptimizerConfig(lr=1e-5),
             steps=84_000,
             warmup=1_000,

@@ -4,7 +4,7 @@ about a minute.
 40x64 base frames at 16 per second (160x256 upscaled), key frames one second apart, five per clip.
 """
 
-from videoldm_core.cascade import Preset, Stage, VideoFormat
+from videoldm_core.cascade import Preset, Roles, Stage, VideoFormat
 from videoldm_core.conditioning import FirstFrames, KeyFrames, LowResolution
 from videoldm_core.metrics.image_proofs import (
     BeatsBilinear,
@@ -37,6 +37,13 @@ TINY = Preset(
     name="tiny",
     video=VideoFormat(fps=16, height=40, width=64, clip_seconds=8),
     text=_TEXT,
+    roles=Roles(
+        first_frame="image",
+        key_frames="predictor",
+        interpolator="interpolator",
+        decoder="decoder",
+        upscaler="upscaler",
+    ),
     stages=(
         Stage(
             name="autoencoder",

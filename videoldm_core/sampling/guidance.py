@@ -25,6 +25,7 @@ def guided_prediction(  # noqa: PLR0913 - what a prediction depends on
     given: Given,
     guidance: Guidance,
     label: Tensor | None = None,
+    temporal_texts: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """f(0,0) + s_text (f(c,0) - f(0,0)) + s_context (f(c,c_S) - f(c,0)); with s_text = 1 this is
     Eq. 4.
@@ -35,29 +36,38 @@ def guided_prediction(  # noqa: PLR0913 - what a prediction depends on
 
     Args:
         text, null_text: of the prompt and of the empty text, b l d.
+        temporal_texts: both once more for the temporal layers; None: the same (§4.3, DreamBooth).
     """
     has_context = given.context is not None
     blind = given.without_context()
+    temporal, null_temporal = temporal_texts or (None, None)
+    prompt, nothing = (text, temporal), (null_text, null_temporal)
     if has_context:
         branches = [
-            (guidance.context, text, given),
-            (guidance.text - guidance.context, text, blind),
-            (1 - guidance.text, null_text, blind),
+            (guidance.context, prompt, given),
+            (guidance.text - guidance.context, prompt, blind),
+            (1 - guidance.text, nothing, blind),
         ]
     else:
-        branches = [(guidance.text, text, given), (1 - guidance.text, null_text, given)]
+        branches = [(guidance.text, prompt, given), (1 - guidance.text, nothing, given)]
     branches = [branch for branch in branches if branch[0] != 0]
     count = len(branches)
     predictions = predict(
         model.net,
         noisy.repeat(count, 1, 1, 1, 1),
         timesteps.repeat(count),
-        torch.cat([text for _, text, _ in branches]),
+        torch.cat([spatial for _, (spatial, _), _ in branches]),
         _joined([given for _, _, given in branches]),
         None if label is None else label.repeat(count),
+        _joined_texts([read for _, (_, read), _ in branches]),
     ).chunk(count)
     weighted = [weight * p for (weight, _, _), p in zip(branches, predictions, strict=True)]
     return torch.stack(weighted).sum(dim=0)
+
+
+def _joined_texts(texts: list[Tensor | None]) -> Tensor | None:
+    given = [text for text in texts if text is not None]
+    return torch.cat(given) if given else None
 
 
 def _joined(givens: list[Given]) -> Given:

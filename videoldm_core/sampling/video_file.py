@@ -1,29 +1,29 @@
-"""Writes frames to an mp4 as they are made, and a small animated preview."""
+"""Writes frames to mp4 files as they are made, joins files, and makes a small animated preview."""
 
+import os
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from videoldm_core.files import disk_error
 
-PREVIEW_FPS = 8
+PREVIEW_FPS = 8  # of a preview that keeps the video's pace
 PREVIEW_PX = 320  # longest side
+PREVIEW_STILLS = 96  # at most; of a longer video they are further apart, and show it faster
 
 
 class VideoFile:
-    """An mp4 (H.264, yuv420p) and a gif beside it; both appear under their names when closed
-    without error.
-    """
+    """An mp4 (H.264, yuv420p); it appears under its name when closed without error."""
 
     def __init__(self, path: Path, *, fps: float) -> None:
-        self.path, self.preview = path, path.with_suffix(".gif")
+        self.path = path
         self._part = path.with_name(f".{path.stem}.part.mp4")
-        self._fps, self._frames, self._stills = fps, 0, []
+        self._fps = fps
         self._container = None
 
     def write(self, frames: Tensor) -> None:
@@ -34,19 +34,14 @@ class VideoFile:
         """
         import av
 
-        pixels = ((frames.cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        images = pixels.permute(0, 2, 3, 1).numpy()
+        pixels = ((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        images = pixels.permute(0, 2, 3, 1).cpu().numpy()
         try:
             if self._container is None:
                 self._open(images.shape[1], images.shape[2])
             for image in images:
                 frame = av.VideoFrame.from_ndarray(image, format="rgb24")
                 self._mux(self._stream.encode(frame))
-                if self._frames % max(1, round(self._fps / PREVIEW_FPS)) == 0:
-                    still = Image.fromarray(image)
-                    still.thumbnail((PREVIEW_PX, PREVIEW_PX))  # all of them stay in memory
-                    self._stills.append(still)
-                self._frames += 1
         except OSError as error:
             raise disk_error(self.path, error) from error
 
@@ -66,8 +61,7 @@ class VideoFile:
                 self._mux(self._stream.encode())
             self._container.close()
             if kind is None:
-                self._save_preview()
-                self._part.replace(self.path)
+                _publish(self._part, self.path)
         except OSError as failure:
             raise disk_error(self.path, failure) from failure
         finally:
@@ -89,15 +83,81 @@ class VideoFile:
         for packet in packets:
             self._container.mux(packet)
 
-    def _save_preview(self) -> None:
-        part = self.preview.with_name(f".{self.preview.name}.part")
-        first, *others = self._stills
-        first.save(
+
+def join_videos(parts: Sequence[Path], path: Path, *, frames_per_part: int) -> None:
+    """One mp4 of several that one program wrote alike: packets are copied, nothing is encoded.
+
+    Every part begins with a key frame and has the same settings in its header.
+
+    Args:
+        frames_per_part: of all but the last.
+
+    Raises:
+        UserError: the disk is full or read-only.
+    """
+    import av
+
+    part_file = path.with_name(f".{path.stem}.part.mp4")
+    try:
+        with av.open(str(part_file), "w", options={"movflags": "+faststart"}) as joined:
+            stream = None
+            for number, part in enumerate(parts):
+                with av.open(str(part)) as source:
+                    video = source.streams.video[0]
+                    assert video.time_base is not None
+                    assert video.average_rate is not None
+                    stream = stream or joined.add_stream_from_template(video)
+                    shift = number * frames_per_part / video.average_rate / video.time_base
+                    for packet in source.demux(video):
+                        if packet.dts is None or packet.pts is None:
+                            continue  # the empty one at the end of a file
+                        packet.dts, packet.pts = packet.dts + int(shift), packet.pts + int(shift)
+                        packet.stream = stream
+                        joined.mux(packet)
+        _publish(part_file, path)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        part_file.unlink(missing_ok=True)
+
+
+def write_preview(video: Path, path: Path) -> None:
+    """A gif of at most PREVIEW_STILLS frames of a video.
+
+    Raises:
+        UserError: the disk is full or read-only.
+    """
+    import av
+
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate is not None
+        fps = float(stream.average_rate)
+        pace = max(1, round(fps / PREVIEW_FPS))
+        every = max(pace, -(-stream.frames // PREVIEW_STILLS))
+        stills = []
+        for number, frame in enumerate(container.decode(stream)):
+            if number % every == 0:
+                stills.append(frame.to_image())
+                stills[-1].thumbnail((PREVIEW_PX, PREVIEW_PX))
+    part = path.with_name(f".{path.name}.part")
+    try:
+        stills[0].save(
             part,
             format="GIF",
             save_all=True,
-            append_images=others,
-            duration=1000 // PREVIEW_FPS,
+            append_images=stills[1:],
+            duration=round(1000 * pace / fps),
             loop=0,
         )
-        part.replace(self.preview)
+        part.replace(path)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _publish(part: Path, path: Path) -> None:
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)

@@ -142,7 +142,8 @@ def test_every_branch_has_the_low_resolution_and_its_noise_level():
     seen = []
 
     class Upscaler(nn.Module):
-        def forward(self, noisy, timesteps, text, *, context, label, noise_level):
+        def forward(self, noisy, timesteps, text, *, noise_level, **nothing_else):
+            assert not any(value is not None for value in nothing_else.values())
             seen.append((noisy[:, :, 3:], noise_level, timesteps))
             return noisy[:, :, :3]
 
