@@ -20,6 +20,8 @@ class SamplingConfig(Record):
     interpolation_steps: int = 50
     # Exaggerated frames would differ from the given ones between them, once per window: pulsing.
     interpolation_guidance: Guidance = Guidance()
+    # Noise put on the given frames, for interpolators that were trained to be told of it.
+    interpolation_noise_timestep: int = Field(default=0, ge=0)
     upscale_steps: int = 20
     upscale_noise_timestep: int = 20  # noise put on the low resolution, which the upscaler is told
     portion: int = Field(default=8, ge=1)  # frames decoded and upscaled at a time (§3.4)

@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from videoldm_core.conditioning import KeyFrames, mark_known
+from videoldm_core.conditioning import Given, KeyFrames
+from videoldm_core.randomness import SampleRng
 from videoldm_core.sampling.drawing import Drawing, RoleModel
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
@@ -39,7 +40,7 @@ class Interpolation:
     ) -> None:
         assert isinstance(role.given, KeyFrames), "checked when the cascade was loaded"
         self.drawing, self.role, self.below, self.which = drawing, role, below, which
-        self.every = role.given.every
+        self.keys, self.every = role.given, role.given.every
         self.windows = below.count - 1
         self.count = self.every * self.windows + 1
         self._what, self._progress = f"interpolation pass {which + 1}", progress
@@ -65,6 +66,13 @@ class Interpolation:
             self._groups.popitem(last=False)
         return self._groups[number]
 
+    def _given(self, clip: Tensor, rng: SampleRng) -> Given:
+        """The ends of windows t c h w, with noise on them if the model was trained to be told."""
+        known = self.keys.mask(clip.shape[1]).expand(len(clip), -1)
+        level = torch.full((len(clip),), self.drawing.config.interpolation_noise_timestep)
+        noise = rng.normal(tuple(clip.shape[1:])) if self.keys.max_noise_timestep else clip
+        return self.keys.give(clip, known, level, noise, self.role.denoiser.schedule)
+
     def _make(self, number: int) -> Tensor:
         """The frames of a group of windows, t c h w: of each all but the last."""
         drawing, every = self.drawing, self.every
@@ -74,12 +82,12 @@ class Interpolation:
         self._progress(self._what, start, self.windows)
         clip = ends.new_zeros(stop - start, every + 1, *ends.shape[1:])
         clip[:, 0], clip[:, -1] = ends[:-1], ends[1:]
-        mask = (torch.arange(every + 1) % every == 0).expand(len(clip), -1)
         rng = drawing.rng(self._what, range(start, stop))
+        noise = rng.normal(tuple(clip.shape[1:])).to(ends)
         new = drawing(
             self.role,
-            rng.normal(tuple(clip.shape[1:])).to(ends),
-            mark_known(clip, mask),
+            noise,
+            self._given(clip, rng),
             generators=rng.generators,
             steps=drawing.config.interpolation_steps,
             guidance=drawing.config.interpolation_guidance,
