@@ -108,6 +108,7 @@ class StageRun:
             world=self.world,
             start_step=start,
             resize_to=self.data.frame_size,
+            vocabulary=self.data.vocabulary,
         ) as batches:
             train(
                 self.task.players,
