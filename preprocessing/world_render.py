@@ -29,7 +29,8 @@ def boxes_of_cars(
 ) -> list[tuple[float, float, float, float]]:
     """Left, top, right, bottom of every car in the frame at `time_s`, as shares of the frame.
 
-    A car of which less than a pixel is in the frame is left out; one behind another is not.
+    Rectangles of whole cars, cut at the frame's edges. A car of which less than a pixel is in the
+    frame is left out; one behind another is not.
     """
     boxes = []
     sides = (camera.width, camera.height) * 2

@@ -31,13 +31,12 @@ class BoxTokens(nn.Module):
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
         self.what = nn.Embedding(FIRST_CLASS + classes, width)
-        self.place = nn.Sequential(
-            nn.Linear(4 * 2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
-        )
-        # The place starts as large as the class, and both as a text of deviation 1: PyTorch's own
-        # start values would leave the place a tenth of that.
-        for layer in (self.place[0], self.place[2]):
+        first, last = nn.Linear(4 * 2 * FREQUENCIES, width), nn.Linear(width, width)
+        # The place starts as large as the class, and both as a text of deviation 1. With PyTorch's
+        # own start values it is a tenth of that, and where boxes are is hardly learned.
+        for layer in (first, last):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        self.place = nn.Sequential(first, nn.SiLU(), last)
 
     def forward(self, boxes: Tensor) -> Tensor:
         """Maps rows [what, x0, y0, x1, y1] (b k 5) to tokens (b k d)."""

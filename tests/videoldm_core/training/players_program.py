@@ -12,12 +12,14 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import distributed
 
+from videoldm_core.annotations import Box, LabelKind, Vocabulary
 from videoldm_core.conditioning import FirstFrames
 from videoldm_core.data.loader import Batch
 from videoldm_core.models.discriminator import CriticConfig
 from videoldm_core.models.image import UNetConfig
 from videoldm_core.objectives.decoding import DecodingTask, TemporalDecoding
 from videoldm_core.objectives.denoising import Denoising, DenoisingTask, ScheduleConfig
+from videoldm_core.told import told_of
 from videoldm_core.training.checkpoints import (
     latest_checkpoint,
     load_optimizers,
@@ -36,6 +38,10 @@ from videoldm_core.training.engine import (
 from videoldm_core.training.loop import train
 
 GLOBAL_BATCH = 4
+WORDS = Vocabulary(
+    labels=(LabelKind(name="time", values=("day", "night")),), box_classes=("car",), max_boxes=2
+)
+CARS = (Box("car", 0.0, 0.5, 0.25, 1.0), Box("car", 0.5, 0.5, 0.75, 0.75))
 
 
 def denoising_task(folder: Path) -> DenoisingTask:
@@ -52,6 +58,25 @@ def denoising_task(folder: Path) -> DenoisingTask:
         trains=("temporal",),
         frames=3,
         strides=2,
+        crop=None,
+        null_text=torch.zeros(4, 8),
+        optimizer=OptimizerConfig(lr=1e-3),
+        seed=0,
+    )
+
+
+def telling_task() -> DenoisingTask:
+    """A new image model that is told labels and boxes; its tokens train with it."""
+    unet = UNetConfig(
+        widths=(16, 32), attention=(True, True), layers_per_block=1, heads=2, text=8, groups=8
+    )
+    config = Denoising(unet=unet, schedule=ScheduleConfig(), tokens=WORDS, label_dropout=0.3)
+    return DenoisingTask(
+        config,
+        parts={},
+        trains=("unet", "tokens"),
+        frames=3,
+        strides=1,
         crop=None,
         null_text=torch.zeros(4, 8),
         optimizer=OptimizerConfig(lr=1e-3),
@@ -89,20 +114,26 @@ def batches(shape: tuple[int, ...], rank: int, world: int, start: int):
         text = torch.randn(GLOBAL_BATCH, 4, 8, generator=g)
         mine = slice(rank * share, (rank + 1) * share)
         ids = torch.arange(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH)
+        said = [({"time": ("day", "night")[i % 2]}, CARS[: i % 3]) for i in ids[mine].tolist()]
         yield Batch(
-            clip=clip[mine], text=text[mine], stride_index=ids[mine] % 2, sample_ids=ids[mine]
+            clip=clip[mine],
+            text=text[mine],
+            stride_index=ids[mine] % 2,
+            sample_ids=ids[mine],
+            told=told_of(WORDS, said),
         )
         step += 1
 
 
 def run(out: Path, weights: Path, *, zero_stage: int | None, steps: int) -> None:
-    """Trains both tasks for `steps` steps in all (going on from a checkpoint) and saves what
+    """Trains all tasks for `steps` steps in all (going on from a checkpoint) and saves what
     results.
     """
     rank = distributed.get_rank() if distributed.is_initialized() else 0
     world = distributed.get_world_size() if distributed.is_initialized() else 1
     tasks = {
         "denoising": (denoising_task(weights), (3, 4, 8, 12)),
+        "telling": (telling_task(), (3, 4, 8, 12)),
         "decoding": (decoding_task(weights), (3, 3, 16, 24)),
     }
     for name, (task, shape) in tasks.items():

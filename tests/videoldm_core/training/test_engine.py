@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 PROGRAM = Path(__file__).with_name("players_program.py")
 STEPS = 3
+TASKS = ("denoising", "telling", "decoding")
 _spec = importlib.util.spec_from_file_location("players_program", PROGRAM)
 program = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(program)
@@ -56,7 +57,7 @@ def results(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("task", ["denoising", "decoding"])
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_deepspeed_trains_as_one_torch_process_does(results, task, zero_stage):
     expected = load_file(results / "torch" / f"{task}_{STEPS}.safetensors")
@@ -68,7 +69,7 @@ def test_deepspeed_trains_as_one_torch_process_does(results, task, zero_stage):
     assert distance(found, expected) < 0.01 * distance(expected, start)
 
 
-@pytest.mark.parametrize("task", ["denoising", "decoding"])
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_a_restarted_run_ends_with_the_same_bits(results, task, zero_stage):
     straight = load_file(results / f"zero{zero_stage}" / f"{task}_{STEPS}.safetensors")
@@ -76,7 +77,7 @@ def test_a_restarted_run_ends_with_the_same_bits(results, task, zero_stage):
     assert all(torch.equal(straight[k], resumed[k]) for k in straight)
 
 
-@pytest.mark.parametrize("task", ["denoising", "decoding"])
+@pytest.mark.parametrize("task", TASKS)
 def test_another_number_of_processes_goes_on_from_a_checkpoint(results, task):
     expected = load_file(results / "torch" / f"{task}_{STEPS}.safetensors")
     moved = load_file(results / "moved" / f"{task}_{STEPS}.safetensors")
@@ -89,3 +90,11 @@ def test_training_moves_the_weights_it_should(results):
     end = load_file(results / "zero2" / f"denoising_{STEPS}.safetensors")
     still = [k for k, p in start.items() if torch.equal(p.data, end[f"denoiser/{k}"])]
     assert not [k for k in still if "context" not in k and "pyramid" not in k]
+
+
+def test_every_token_learns_beside_its_image_model(results):
+    start = load_file(results / "start" / "telling_0.safetensors")
+    end = load_file(results / "zero3" / f"telling_{STEPS}.safetensors")
+    tokens = [name for name in start if name.startswith("denoiser/tokens.")]
+    assert len(tokens) == 1 + 1 + 4
+    assert not [name for name in tokens if torch.equal(start[name], end[name])]
