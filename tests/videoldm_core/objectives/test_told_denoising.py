@@ -121,7 +121,7 @@ def test_two_labels_give_two_predictions_and_so_do_two_boxes():
     model, noisy = task.model, torch.randn(1, 1, 4, 4, 4)
 
     def predicted(labels: dict[str, str], boxes: list[Box] | None) -> Tensor:
-        asked = None if boxes is None else [GivenBox(name=b.name, box=b[1:]) for b in boxes]
+        asked = None if boxes is None else [given(b) for b in boxes]
         condition = model.asked_condition(torch.zeros(1, 4, 8), labels, asked)
         with torch.no_grad():
             return predict(model.net, noisy, torch.tensor([900]), condition, NOTHING)
@@ -157,6 +157,10 @@ def test_sampling_and_training_make_the_same_condition(random_batch):
             boxes=batch.told.boxes,
         )
     assert torch.equal(other, whole), "an image model has no temporal layers to read another text"
+
+
+def given(box: Box) -> GivenBox:
+    return GivenBox.model_validate({"class": box.name, "box": box[1:]})
 
 
 class Listening:

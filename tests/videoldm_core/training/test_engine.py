@@ -69,7 +69,7 @@ def test_deepspeed_trains_as_one_torch_process_does(results, task, zero_stage):
     assert distance(found, expected) < 0.01 * distance(expected, start)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["denoising", "decoding"])
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_a_restarted_run_ends_with_the_same_bits(results, task, zero_stage):
     straight = load_file(results / f"zero{zero_stage}" / f"{task}_{STEPS}.safetensors")
@@ -98,3 +98,13 @@ def test_every_token_learns_beside_its_image_model(results):
     tokens = [name for name in start if name.startswith("denoiser/tokens.")]
     assert len(tokens) == 1 + 1 + 4
     assert not [name for name in tokens if torch.equal(start[name], end[name])]
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_restarted_run_of_a_whole_image_model_ends_at_the_same_place(results, zero_stage):
+    # Not the same bits: on a CPU two such runs in one process, never interrupted and without any
+    # tokens, differ in the last one, too (seen under ZeRO-2).
+    start = load_file(results / "start" / "telling_0.safetensors")
+    straight = load_file(results / f"zero{zero_stage}" / f"telling_{STEPS}.safetensors")
+    resumed = load_file(results / f"resumed{zero_stage}" / f"telling_{STEPS}.safetensors")
+    assert distance(straight, resumed) < 1e-4 * distance(straight, start)
