@@ -78,7 +78,8 @@ class Preparation:
             width=video.width * video.upscale,
             seed=self.run.seed,
         )
-        return Made(output=folder / "captions.csv", files=tuple(sorted(folder.glob("*.mp4"))))
+        files = sorted(path for path in folder.iterdir() if path.suffix in (".mp4", ".json"))
+        return Made(output=folder / "captions.csv", files=tuple(files))
 
     def text(self) -> Made:
         """Builds the text tower."""
@@ -105,7 +106,7 @@ class Preparation:
 
         out = self.run.out
         admit(
-            find_sources(self._folder_of_videos()),
+            find_sources(self._folder_of_videos(), self.table.vocabulary),
             video=self.table.video,
             windows={stage.name: (stage.frames, stage.strides) for stage in self.table.stages},
             out=out,

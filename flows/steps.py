@@ -78,6 +78,9 @@ def data_steps(foreman: Foreman) -> list[Step]:
     run, table = foreman.run, foreman.table
     video = table.video.model_dump(mode="json")
     strides = {stage.name: [stage.frames, *stage.strides] for stage in table.stages}
+    # Only where there are words: a preset without any goes on with what it admitted before.
+    has_words = table.labels or table.box_classes
+    words = {"vocabulary": table.vocabulary.model_dump(mode="json")} if has_words else {}
     filming = [] if run.videos else [("videos", "film the driving world", (), _world(run, video))]
     rows: list[tuple[str, str, tuple[str, ...], dict[str, Any]]] = [
         *filming,
@@ -85,7 +88,7 @@ def data_steps(foreman: Foreman) -> list[Step]:
             "admission",
             "admit the videos",
             tuple(name for name, *_ in filming),
-            {"video": video, "stages": strides, "folder": inventory(run.videos)},
+            {"video": video, "stages": strides, "folder": inventory(run.videos), **words},
         ),
         ("text", "build the text tower", (), {"text": text_settings(table)}),
         ("pixels", "write pixel shards", ("admission", "text"), {"video": video}),

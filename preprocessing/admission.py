@@ -26,6 +26,7 @@ from preprocessing.clips import (
     hold_out,
     window_count,
     window_frames,
+    with_boxes_in_crop,
 )
 from preprocessing.decode import Probe
 from preprocessing.examine import DECODER, Finding, Progress, examine_all
@@ -121,7 +122,7 @@ def _assess(
     held = hold_out(accepted, fps=settings.fps, longest_window=max(spans))
     clips = {
         source.name: cut_clips(
-            source,
+            with_boxes_in_crop(source, probe, height=settings.height, width=settings.width),
             probe,
             fps=settings.fps,
             clip_seconds=settings.clip_seconds,
@@ -198,6 +199,12 @@ def _accepted(
             f"its {probe.width}x{probe.height} pixels are enlarged to {width}x{height} for the "
             "upscalers"
         )
+    if source.labels:
+        labels = ", ".join(f"{name} {value}" for name, value in sorted(source.labels.items()))
+        notes.append(f"labels: {labels}")
+    if source.frames:
+        used = sum(len(clip.boxes) for clip in clips)
+        notes.append(f"boxes in {len(source.frames)} frames, {used} of them frames of clips")
     unseen = []
     for name, (frames, strides) in settings.windows.items():
         missing = [
@@ -219,7 +226,8 @@ def _accepted(
 
 
 def _identity(source: Source) -> dict[str, Any]:
-    return {**source.model_dump(exclude={"path"}), "path": str(source.path)}
+    told = {"path", "labels", "frames"}
+    return {**source.model_dump(exclude=told), "path": str(source.path)}
 
 
 def _stage(name: str, clips: Sequence[Clip], settings: Settings) -> StageReport:

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from preprocessing.decode import Probe
+from preprocessing.fit import box_in_crop
+from preprocessing.sidecars import TimedBoxes
 from preprocessing.sources import Source, digest_of_text
+from videoldm_core.annotations import Annotations, BoxedFrame
 from videoldm_core.records import Record
 
 Split = Literal["train", "heldout"]
@@ -20,7 +23,7 @@ LAST_PART = 5  # with fewer, the last 1/5 of each timeline
 _ROUNDING_FRAMES = 1e-3  # times are floats: 79.9999 frames are 80
 
 
-class Clip(Record):
+class Clip(Annotations):
     """One stretch of one source, resampled by time to `fps`."""
 
     key: str  # 16 hex digits; another split, start, length or rate is another clip
@@ -86,8 +89,32 @@ def cut_clips(
         for first in range(0, total, longest):
             frames = min(longest, total - first)
             if frames >= min_frames:
-                clips.append(_clip(source, start_s + first / fps, fps, frames=frames, split=split))
+                clip = _clip(source, start_s + first / fps, fps, frames=frames, split=split)
+                clips.append(clip.model_copy(update={"boxes": boxed_frames(source.frames, clip)}))
     return clips
+
+
+def boxed_frames(timed: Sequence[TimedBoxes], clip: Clip) -> tuple[BoxedFrame, ...]:
+    """What was annotated within half a frame of a frame of the clip; of two times, the nearer."""
+    nearest: dict[int, tuple[float, TimedBoxes]] = {}
+    for boxes in timed:
+        place = (boxes.time_s - clip.start_s) * clip.fps
+        frame = math.floor(place + 0.5)
+        away = abs(place - frame)
+        if 0 <= frame < clip.frames and (frame not in nearest or away < nearest[frame][0]):
+            nearest[frame] = away, boxes
+    return tuple(BoxedFrame(frame, nearest[frame][1].boxes) for frame in sorted(nearest))
+
+
+def with_boxes_in_crop(source: Source, probe: Probe, *, height: int, width: int) -> Source:
+    """The source with its boxes as shares of the frames that are cut to `height` x `width`."""
+    if not source.frames:
+        return source
+    shown, frames = (probe.width, probe.height), []
+    for time_s, boxes in source.frames:
+        moved = (box_in_crop(box, shown, height=height, width=width) for box in boxes)
+        frames.append(TimedBoxes(time_s, tuple(box for box in moved if box is not None)))
+    return source.model_copy(update={"frames": tuple(frames)})
 
 
 def frames_in(seconds: float, fps: float) -> int:
@@ -107,6 +134,7 @@ def _clip(source: Source, start_s: float, fps: float, *, frames: int, split: Spl
         frames=frames,
         caption=source.caption,
         split=split,
+        labels=source.labels,
     )
 
 

@@ -11,6 +11,8 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from videoldm_core.annotations import Box
+
 _SHRINK = Interpolation.AREA | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 _ENLARGE = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 _SAME_SIZE = (
@@ -67,6 +69,46 @@ def pixel_shape(stated: Fraction | None) -> Fraction:
     return stated
 
 
+class Cover(NamedTuple):
+    """A frame enlarged or shrunk until it covers a target, and where the target lies in it; px."""
+
+    width: int
+    height: int
+    left: int
+    top: int
+
+
+def cover(shown_width: Fraction | int, shown_height: int, *, height: int, width: int) -> Cover:
+    """How a frame shown at shown_width x shown_height covers width x height, cropped evenly."""
+    scale = max(width / Fraction(shown_width), Fraction(height, shown_height))
+    cover_width = max(width, round(shown_width * scale))
+    cover_height = max(height, round(shown_height * scale))
+    return Cover(
+        cover_width, cover_height, (cover_width - width) // 2, (cover_height - height) // 2
+    )
+
+
+def box_in_crop(box: Box, shown: tuple[int, int], *, height: int, width: int) -> Box | None:
+    """Where a box of the shown frame is in the frame that `Fitter` makes of it.
+
+    Exact for upright square pixels; for others within a pixel of the target, as `Fitter` rounds
+    before it turns the frame.
+
+    Args:
+        box: shares of the shown frame.
+        shown: (width, height) of the frame as shown, px.
+
+    Returns:
+        Shares of the cropped frame, cut at its edges; None when nothing of the box is in it.
+    """
+    whole = cover(*shown, height=height, width=width)
+    x0, x1 = ((x * whole.width - whole.left) / width for x in (box.x0, box.x1))
+    y0, y1 = ((y * whole.height - whole.top) / height for y in (box.y0, box.y1))
+    # Rounded, so that the record of a clip does not depend on the last bit of a division.
+    x0, y0, x1, y1 = (round(min(1.0, max(0.0, share)), 6) for share in (x0, y0, x1, y1))
+    return Box(box.name, x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
 class Fitter:
     """Fits frames into `height` x `width`; keeps swscale's tables between frames.
 
@@ -84,13 +126,9 @@ class Fitter:
         height, width = self._height, self._width
         if turn.is_transposed:
             height, width = width, height
-        shown_width = frame.width * self._shape
-        scale = max(width / shown_width, Fraction(height, frame.height))
-        cover_width = max(width, round(shown_width * scale))
-        cover_height = max(height, round(frame.height * scale))
-        pixels = self._resize(frame, cover_width, cover_height)
-        top, left = (cover_height - height) // 2, (cover_width - width) // 2
-        pixels = pixels[top : top + height, left : left + width]
+        whole = cover(frame.width * self._shape, frame.height, height=height, width=width)
+        pixels = self._resize(frame, whole.width, whole.height)
+        pixels = pixels[whole.top : whole.top + height, whole.left : whole.left + width]
         if turn.is_transposed:
             pixels = pixels.transpose(1, 0, 2)
         return pixels[:: -1 if turn.mirrors_y else 1, :: -1 if turn.mirrors_x else 1]

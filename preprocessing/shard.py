@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def plan_units(clips: Sequence[Clip], storage: Storage, *, clips_per_shard: int)
     """Adds units for clips that are in none, and returns the units that some of `clips` is in.
 
     Finished shards are never planned again: adding ten videos encodes ten videos. A clip whose
-    caption changed is a new one; copies of one video are one.
+    caption, labels or boxes changed is a new one; copies of one video are one.
     """
     clips = _without_copies(clips)
     plan = _read_plan(storage)
@@ -161,9 +161,9 @@ def info_of(clip: Clip) -> ClipInfo:
     return ClipInfo.model_validate({name: getattr(clip, name) for name in ClipInfo.model_fields})
 
 
-def _what(clip: Clip | ClipInfo) -> tuple[str, str]:
+def _what(clip: Clip | ClipInfo) -> Hashable:
     """What makes a stored sample the one that is wanted."""
-    return clip.key, clip.caption
+    return clip.key, clip.caption, tuple(sorted(clip.labels.items())), clip.boxes
 
 
 def _without_copies(clips: Sequence[Clip]) -> list[Clip]:

@@ -1,4 +1,7 @@
-"""The user's folder of videos: which files, with which captions and digests. Opens no video."""
+"""The user's folder of videos: which files, with which captions, labels and boxes, and digests.
+
+Opens no video.
+"""
 
 import csv
 import hashlib
@@ -6,6 +9,8 @@ import io
 import logging
 from pathlib import Path
 
+from preprocessing.sidecars import TimedBoxes, read_sidecar
+from videoldm_core.annotations import Vocabulary
 from videoldm_core.errors import UserError
 from videoldm_core.files import sha256_of_file
 from videoldm_core.records import Record
@@ -13,6 +18,7 @@ from videoldm_core.records import Record
 _VIDEO_KINDS = "3g2 3gp asf avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv"
 VIDEO_SUFFIXES = frozenset(f".{kind}" for kind in _VIDEO_KINDS.split())
 CAPTIONS_TABLE = "captions.csv"
+NO_WORDS = Vocabulary()
 
 _log = logging.getLogger(__name__)
 
@@ -25,21 +31,28 @@ class Source(Record):
     size: int  # bytes
     digest: str  # hex SHA-256 of the file; empty when it cannot be read
     caption: str
+    labels: dict[str, str] = {}
+    frames: tuple[TimedBoxes, ...] = ()  # in which boxes are annotated
 
 
-def find_sources(folder: Path) -> list[Source]:
+def find_sources(folder: Path, vocabulary: Vocabulary = NO_WORDS) -> list[Source]:
     """Every video file below `folder`, in name order.
 
     A caption comes from NAME.txt beside NAME.mp4, else from captions.csv at the folder's top
-    (columns file,caption), else it is empty.
+    (columns file,caption), else it is empty. Labels and boxes come from NAME.json (sidecars.py).
+
+    Args:
+        vocabulary: the labels and classes that exist; without any, no NAME.json is read.
 
     Raises:
-        UserError: the folder is missing or holds no video file, or captions cannot be read.
+        UserError: the folder is missing or holds no video file, or captions, labels or boxes
+            cannot be read.
     """
     paths = _video_paths(folder)
     table = _read_captions(folder)
     names = {path.relative_to(folder).as_posix(): path for path in paths}
     _check_captions_meet_videos(folder, table, set(names))
+    known = {name: read_sidecar(path, vocabulary) for name, path in names.items()}
     return [
         Source(
             name=name,
@@ -47,6 +60,8 @@ def find_sources(folder: Path) -> list[Source]:
             size=path.stat().st_size,
             digest=_digest(path),
             caption=_caption_beside(path) or table.get(name, ""),
+            labels=known[name][0],
+            frames=known[name][1],
         )
         for name, path in sorted(names.items())
     ]

@@ -1,4 +1,5 @@
-"""Makes the demo's videos: short drives through a small world, as real H.264 files with captions.
+"""Makes the demo's videos: short drives through a small world, as real H.264 files with captions,
+and with labels and boxes of cars for the presets that use them.
 
 A video's name holds a digest of everything that decides its frames, so a file that is there is
 right, and an interrupted call is completed by the same call. What a drive shows is decided in
@@ -8,6 +9,7 @@ right, and an interrupted call is completed by the same call. What a drive shows
 import csv
 import hashlib
 import io
+import json
 import multiprocessing
 import os
 import re
@@ -19,14 +21,17 @@ from pathlib import Path
 import av
 import numpy as np
 
-from preprocessing.world_render import Renderer
+from preprocessing.world_render import Renderer, boxes_of_cars, camera_of
 from preprocessing.world_scene import Scene, compose_scene
 from videoldm_core.files import write_bytes_atomically, write_text_atomically
 from videoldm_core.records import Record
 
 WORLD_VERSION = 1  # raise it when a scene's frames change, so that old files are made anew
 ENCODER = {"crf": "16", "preset": "faster"}
-OWN_NAME = re.compile(r"drive-\d{3,}-[0-9a-f]{8}\.mp4")
+OWN_NAME = re.compile(r"drive-\d{3,}-[0-9a-f]{8}\.(mp4|json)")
+BOXES_EVERY_S = 0.5
+# The words of the driving preset (§4.1); a drive at dusk is neither, so its time is unknown.
+TIMES_OF_DAY = {"by day": "day", "at night": "night"}
 
 
 class Drive(Record):
@@ -49,7 +54,8 @@ class Drive(Record):
 def make_world(  # noqa: PLR0913 (the demo's knobs, all plain numbers)
     folder: Path, *, videos: int, seconds: float, fps: float, height: int, width: int, seed: int
 ) -> None:
-    """Fills `folder` with `videos` drives and, last, captions.csv (columns file, caption).
+    """Fills `folder` with `videos` drives, for each NAME.json with labels and boxes beside
+    NAME.mp4, and, last, captions.csv (columns file, caption).
 
     The same arguments give the same files. What is there already is kept, so a second call does
     nothing; drives made with other arguments are removed.
@@ -74,13 +80,13 @@ def make_world(  # noqa: PLR0913 (the demo's knobs, all plain numbers)
         for index in range(videos)
     ]
     _make_missing(folder, [drive for drive in drives if not (folder / drive.file_name).exists()])
-    names = {drive.file_name for drive in drives}
-    for path in folder.glob("drive-*.mp4"):
-        if OWN_NAME.fullmatch(path.name) and path.name not in names:
+    names = {Path(drive.file_name).stem for drive in drives}
+    for path in folder.glob("drive-*"):
+        if OWN_NAME.fullmatch(path.name) and path.stem not in names:
             path.unlink()
-    captions, table = folder / "captions.csv", _captions_table(drives)
-    if not captions.exists() or captions.read_text(encoding="utf-8") != table:
-        write_text_atomically(captions, table)
+    for drive in drives:
+        _write_if_changed((folder / drive.file_name).with_suffix(".json"), annotations(drive))
+    _write_if_changed(folder / "captions.csv", _captions_table(drives))
 
 
 def _make_missing(folder: Path, missing: list[Drive]) -> None:
@@ -124,6 +130,28 @@ def encode_mp4(frames: Iterator[np.ndarray], *, fps: float) -> bytes:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
     return content.getvalue()
+
+
+def annotations(drive: Drive) -> str:
+    """The drive's NAME.json (sidecars.py): true labels, and the cars of a frame in every half
+    second.
+    """
+    time = TIMES_OF_DAY.get(drive.scene.time)
+    labels = {"crowdedness": "high" if len(drive.scene.cars) > 1 else "low"}
+    camera = camera_of(drive.scene, height=drive.height, width=drive.width)
+    every = max(1, round(BOXES_EVERY_S * drive.fps))
+    times = [t / drive.fps for t in range(0, round(drive.seconds * drive.fps), every)]
+    frames = []
+    for time_s in times:
+        boxes = boxes_of_cars(drive.scene, camera, time_s)
+        frames.append({"time_s": time_s, "boxes": [{"class": "car", "box": b} for b in boxes]})
+    said = {"labels": labels | ({"time": time} if time else {}), "frames": frames}
+    return json.dumps(said, indent=1, sort_keys=True) + "\n"
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text_atomically(path, text)
 
 
 def _captions_table(drives: list[Drive]) -> str:

@@ -5,7 +5,7 @@ Knows nothing of cars, trees or what is drawn.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -102,7 +102,7 @@ class Canvas:
 
     def __init__(self, image: Image.Image, camera: Camera) -> None:
         self.image, self.camera = image, camera
-        self._draw = ImageDraw.Draw(image)
+        self._draw: Any = ImageDraw.Draw(image)
 
     def polygon(self, points: Sequence[Point], colour: RGB) -> None:
         """Fills a flat convex shape, cut at the near plane."""
@@ -137,6 +137,40 @@ class Canvas:
         if -radius < u < self.camera.width + radius:
             corner = (round(u - side / 2), round(v - side / 2))
             self.image.paste(colour, corner, _SOFT.resize((side, side), Image.Resampling.BILINEAR))
+
+
+class Outline(Canvas):
+    """Draws nothing; remembers the rectangle that all its shapes together would fill."""
+
+    def __init__(self, camera: Camera) -> None:
+        self.camera = camera
+        self._draw = self._corners = _Corners()
+
+    @property
+    def rectangle(self) -> tuple[float, float, float, float] | None:
+        """Left, top, right, bottom in pixels, off the canvas too; None: there was no shape."""
+        if not self._corners.points:
+            return None
+        u, v = zip(*self._corners.points, strict=True)
+        return min(u), min(v), max(u), max(v)
+
+    def glow(self, centre: Point, radius_m: float, colour: RGB) -> None:
+        """Light has no edge."""
+
+
+class _Corners:
+    """Takes shapes as PIL's drawing does, and keeps their corners."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, float]] = []
+
+    def polygon(self, points: Sequence[tuple[float, float]], *, fill: RGB) -> None:
+        self.points += points
+
+    def rectangle(self, corners: tuple[float, float, float, float], *, fill: RGB) -> None:
+        self.points += [corners[:2], corners[2:]]
+
+    ellipse = rectangle
 
 
 def _cut_near(points: Sequence[Point]) -> list[Point]:

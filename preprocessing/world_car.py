@@ -3,7 +3,16 @@
 import math
 from typing import NamedTuple
 
-from preprocessing.world_canvas import RGB, Atmosphere, Canvas, Point, Tone, tone_at
+from preprocessing.world_canvas import (
+    RGB,
+    Atmosphere,
+    Camera,
+    Canvas,
+    Outline,
+    Point,
+    Tone,
+    tone_at,
+)
 from preprocessing.world_scene import Car
 
 PAINT: dict[str, RGB] = {
@@ -38,10 +47,28 @@ def draw_car(canvas: Canvas, car: Car, time_s: float, air: Atmosphere) -> None:
     x_m, z_m = car.at(time_s)
     if z_m + LENGTH_M < 1.0:
         return
+    _shadow(canvas, x_m, z_m, air)
+    _body(canvas, car, time_s, air)
+
+
+def car_rectangle(
+    camera: Camera, car: Car, time_s: float, air: Atmosphere
+) -> tuple[float, float, float, float] | None:
+    """Left, top, right, bottom in pixels of the drawn car, without shadow and glow, as if nothing
+    stood before it; None where it is behind the camera.
+    """
+    if car.at(time_s)[1] + LENGTH_M < 1.0:
+        return None
+    outline = Outline(camera)
+    _body(outline, car, time_s, air)
+    return outline.rectangle
+
+
+def _body(canvas: Canvas, car: Car, time_s: float, air: Atmosphere) -> None:
+    x_m, z_m = car.at(time_s)
     tone = tone_at(air, z_m + 1.0, extra=0.25 if air.beam > 0.5 else 0.16 if air.lamps_lit else 0.0)
     paint = PAINT[car.colour]
     cabin = SEEN_FROM_FRONT if car.towards_us else SEEN_FROM_BEHIND
-    _shadow(canvas, x_m, z_m, air)
     side = _visible_side(canvas, x_m, z_m)
     if side:
         _side(canvas, (x_m, z_m, side), cabin, tone, paint)

@@ -5,7 +5,7 @@ from PIL import Image
 
 from preprocessing.world_backdrop import paint_ground, paint_panorama
 from preprocessing.world_canvas import ATMOSPHERES, Camera, Canvas, tone_at
-from preprocessing.world_car import draw_car
+from preprocessing.world_car import car_rectangle, draw_car
 from preprocessing.world_roadside import draw_roadside
 from preprocessing.world_scene import DASH_PERIOD_M, LANE_M, Scene
 
@@ -13,18 +13,46 @@ SUPERSAMPLE = 2
 DASH_M, DASH_HALF_WIDTH_M, DASHES_END_M = 4.0, 0.1, 75.0
 
 
+def camera_of(scene: Scene, *, height: int, width: int) -> Camera:
+    """The camera of a scene; its canvas is larger than the frames."""
+    return Camera(
+        width=width * SUPERSAMPLE,
+        height=height * SUPERSAMPLE,
+        height_m=scene.camera_m,
+        horizon_px=round(scene.horizon * height * SUPERSAMPLE),
+        curve_per_m=scene.curve_per_m,
+    )
+
+
+def boxes_of_cars(
+    scene: Scene, camera: Camera, time_s: float
+) -> list[tuple[float, float, float, float]]:
+    """Left, top, right, bottom of every car in the frame at `time_s`, as shares of the frame.
+
+    Rectangles of whole cars, cut at the frame's edges. A car of which less than a pixel is in the
+    frame is left out; one behind another is not.
+    """
+    boxes = []
+    sides = (camera.width, camera.height) * 2
+    for car in scene.cars:
+        rectangle = car_rectangle(camera, car, time_s, ATMOSPHERES[scene.time])
+        if rectangle is None:
+            continue
+        x0, y0, x1, y1 = (
+            round(min(1.0, max(0.0, edge / side)), 6)
+            for edge, side in zip(rectangle, sides, strict=True)
+        )
+        if min((x1 - x0) * sides[0], (y1 - y0) * sides[1]) >= SUPERSAMPLE:
+            boxes.append((x0, y0, x1, y1))
+    return boxes
+
+
 class Renderer:
     """Draws the frames of one scene; each frame depends on its time alone."""
 
     def __init__(self, scene: Scene, *, height: int, width: int, seconds: float) -> None:
         self.scene, self.air = scene, ATMOSPHERES[scene.time]
-        self.camera = Camera(
-            width=width * SUPERSAMPLE,
-            height=height * SUPERSAMPLE,
-            height_m=scene.camera_m,
-            horizon_px=round(scene.horizon * height * SUPERSAMPLE),
-            curve_per_m=scene.curve_per_m,
-        )
+        self.camera = camera_of(scene, height=height, width=width)
         # In a bend we turn, so far things pan: radians per second times pixels per radian.
         self._pan_px_per_s = scene.curve_per_m * scene.ego_mps * self.camera.width
         self._margin = int(abs(self._pan_px_per_s) * seconds) + 1

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from videoldm_core.annotations import LabelKind, Vocabulary
 from videoldm_core.errors import UserError
 from videoldm_core.files import digest_for_json
 from videoldm_core.metrics.proofs import AnyProof
@@ -48,7 +49,9 @@ class Stage(Record):
     objective: AnyObjective
     proves: AnyProof  # what it must beat on held-out clips
     starts_from: tuple[str, ...]  # stages whose weights it inherits; later ones override earlier
-    trains: tuple[str, ...]  # parts whose weights move: vae, unet, temporal, temporal_decoder
+    trains: tuple[
+        str, ...
+    ]  # parts whose weights move: vae, unet, tokens, temporal, temporal_decoder
     reads: Literal["latents", "pixels"]
     full_size: bool = False  # reads pixels at the upscaled size
     frames: int  # per clip
@@ -91,6 +94,9 @@ class Preset(Record):
     name: str
     video: VideoFormat
     text: AnyText
+    # What NAME.json beside a video may say; a stage's `tokens` are what its model is told of it.
+    labels: tuple[LabelKind, ...] = ()
+    box_classes: tuple[str, ...] = ()
     stages: tuple[Stage, ...]
     roles: Roles
 
@@ -101,6 +107,11 @@ class Preset(Record):
             if stage not in names:
                 raise ValueError(f"roles.{role} = {stage!r} is no stage; {nearest(stage, names)}")
         return self
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """All labels and classes of boxes that videos may come with."""
+        return Vocabulary(labels=self.labels, box_classes=self.box_classes)
 
     def stage(self, name: str) -> Stage:
         """The row called `name`.

@@ -31,6 +31,7 @@ def check_handoffs(table: Preset) -> None:
                 f"{', '.join(sorted(inherited)) or 'nothing'}; change starts_from."
             )
         _check_alpha(stage, table)
+        _check_tokens(stage, table)
         made[stage.name] = inherited | made_parts(stage)
 
 
@@ -54,6 +55,8 @@ def needed_parts(stage: Stage) -> set[str]:
     if isinstance(objective, TemporalDecoding):
         return {"vae"}
     needed = {"vae"} if stage.reads == "latents" else set()
+    if "tokens" in stage.trains and objective.tokens is None:
+        needed.add("tokens")
     return needed if objective.unet else needed | {"unet", "scheduler"}
 
 
@@ -72,3 +75,25 @@ def _check_alpha(stage: Stage, table: Preset) -> None:
                 "frames): give both a scalar alpha or the same frames, or start from the image "
                 "model."
             )
+
+
+def _check_tokens(stage: Stage, table: Preset) -> None:
+    """New tokens are of words that the data comes with, are trained, and boxes are of one frame."""
+    objective = stage.objective
+    if not isinstance(objective, Denoising) or objective.tokens is None:
+        return
+    if not table.vocabulary.holds(objective.tokens):
+        raise UserError(
+            f"The stage {stage.name!r} has tokens of labels or boxes that the preset "
+            f"{table.name!r} does not know; name them there too, with the same values."
+        )
+    if "tokens" not in stage.trains:
+        raise UserError(
+            f"The stage {stage.name!r} has new tokens, but trains {', '.join(stage.trains)}; "
+            "add 'tokens' to trains, or start from a stage that has them."
+        )
+    if objective.tokens.box_classes and stage.frames != 1:
+        raise UserError(
+            f"The stage {stage.name!r} learns boxes and reads {stage.frames} frames; boxes are "
+            "annotated in single frames: set frames to 1."
+        )

@@ -2,14 +2,18 @@
 
 import difflib
 import json
+import reprlib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from videoldm_core.errors import UserError
 
 R = TypeVar("R", bound="Record")
+LONGEST_WORD = 100  # characters of a file's words that a message repeats
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = LONGEST_WORD
 
 
 class Record(BaseModel):
@@ -64,18 +68,21 @@ def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
     # A misspelt key is two errors, an unknown and a missing one; the unknown one says more.
     errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     first = errors[0]
-    path = [str(part) for part in first["loc"]]
+    path = [str(part)[:LONGEST_WORD] for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         known = sorted(_fields_at(kind, path[:-1]))
         return f"unknown key {'.'.join(path)!r}; {nearest(path[-1], known)}"
     if first["type"] == "missing":
         return f"key {'.'.join(path)!r} is missing; add it."
-    return f"{'.'.join(path) or 'value'} = {first['input']!r}: {first['msg']}."
+    return f"{'.'.join(path) or 'value'} = {_short.repr(first['input'])}: {first['msg']}."
 
 
 def _fields_at(kind: Any, path: list[str]) -> list[str]:
     """Field names of the record found by following `path`; empty when it leads outside records."""
     for name in path:
+        if name.isdecimal():  # a place in a tuple of records
+            kind = next(iter(get_args(kind)), None)
+            continue
         field = getattr(kind, "model_fields", {}).get(name)
         kind = field.annotation if field else None
-    return list(getattr(kind, "model_fields", {}))
+    return [field.alias or name for name, field in getattr(kind, "model_fields", {}).items()]

@@ -1,9 +1,12 @@
 """The clips a stage trains on and is judged by; one process's share of them."""
 
+from videoldm_core.annotations import Vocabulary
 from videoldm_core.data.loader import Batch, read_batch
-from videoldm_core.data.plan import Windows
+from videoldm_core.data.plan import BoxedFrames, Windows
 from videoldm_core.data.store import open_store
 from videoldm_core.job import Job
+from videoldm_core.models.condition_tokens import load_vocabulary
+from videoldm_core.objectives.denoising import Denoising
 
 CALIBRATION_BATCHES = 4
 
@@ -14,6 +17,7 @@ class StageData:
     def __init__(self, job: Job, *, rank: int, world: int) -> None:
         self._job, self._rank, self._world = job, rank, world
         self.store = open_store(job.store)
+        self.vocabulary = vocabulary_of(job)
 
     @property
     def frame_size(self) -> tuple[int, int] | None:
@@ -24,8 +28,12 @@ class StageData:
         return video.height, video.width
 
     def windows(self, split: str) -> Windows:
-        """Every window of the stage's frames and strides in one split."""
+        """Every window of the stage's frames and strides in one split; for a stage that is told
+        boxes, every frame that has them.
+        """
         stage = self._job.stage
+        if self.vocabulary is not None and self.vocabulary.box_classes and stage.frames == 1:
+            return BoxedFrames(self.store, split=split)
         return Windows(self.store, frames=stage.frames, strides=stage.strides, split=split)
 
     def heldout(self, clips: int) -> list[Batch]:
@@ -40,7 +48,13 @@ class StageData:
         """Evenly spaced held-out windows as one batch, the same for every process."""
         windows = self.windows("heldout")
         numbers = windows.evenly_spaced(clips)
-        return read_batch(self.store, windows, numbers, resize_to=self.frame_size)
+        return read_batch(
+            self.store,
+            windows,
+            numbers,
+            resize_to=self.frame_size,
+            vocabulary=self.vocabulary,
+        )
 
     def training_clips(self) -> list[Batch]:
         """A few evenly spaced training windows, the same for every process."""
@@ -58,6 +72,17 @@ class StageData:
                 numbers[i : i + size],
                 first_id=first_id + i,
                 resize_to=self.frame_size,
+                vocabulary=self.vocabulary,
             )
             for i in range(0, len(numbers), size)
         ]
+
+
+def vocabulary_of(job: Job) -> Vocabulary | None:
+    """What the job's model is told by tokens: its own, or those it inherits; None: nothing."""
+    objective = job.stage.objective
+    if not isinstance(objective, Denoising):
+        return None
+    if objective.tokens is not None:
+        return objective.tokens
+    return load_vocabulary(job.parts["tokens"]) if "tokens" in job.parts else None

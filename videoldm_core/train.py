@@ -103,6 +103,7 @@ class StageRun:
             world=self.world,
             start_step=start,
             resize_to=self.data.frame_size,
+            vocabulary=self.data.vocabulary,
         ) as batches:
             start_players(self.job, self.task, found, device=self.device, world=self.world)
             train(

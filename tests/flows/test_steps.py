@@ -8,6 +8,7 @@ from flows.launch.local import LocalLauncher
 from flows.stages import Foreman
 from flows.steps import cascade_steps, encoder_stage
 from flows.tracking import Tracker
+from videoldm_core.annotations import LabelKind
 
 
 def steps_of(tmp_path, *overrides: str, table=None) -> dict[str, Step]:
@@ -73,3 +74,14 @@ def test_how_a_stage_is_computed_does_not_make_it_due(tmp_path, change):
 def test_a_changed_stage_changes_only_its_own_settings(tmp_path):
     before, after = steps_of(tmp_path), steps_of(tmp_path, "stages.temporal.steps=9")
     assert [n for n in before if before[n].settings != after[n].settings] == ["temporal"]
+
+
+def test_other_words_admit_again_and_a_preset_without_words_admits_as_before(tmp_path):
+    table = table_of(load_run("tiny"))
+    before = steps_of(tmp_path, table=table)["admission"].settings
+    assert set(before) == {"video", "stages", "folder"}
+    kinds = [LabelKind(name="time", values=values) for values in (("day",), ("day", "night"))]
+    for kind in kinds:
+        told = table.model_copy(update={"labels": (kind,)})
+        settings = steps_of(tmp_path, table=told)["admission"].settings
+        assert settings["vocabulary"]["labels"] == [kind.model_dump(mode="json")]

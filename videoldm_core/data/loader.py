@@ -13,8 +13,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from videoldm_core.data.plan import Plan, Windows
-from videoldm_core.data.store import Store
+from videoldm_core.annotations import Box, Vocabulary
+from videoldm_core.data.plan import Plan, Window, Windows
+from videoldm_core.data.store import Sample, Store
+from videoldm_core.told import Told, told_of
 
 AHEAD = 2  # batches read before they are asked for
 
@@ -27,6 +29,7 @@ class Batch:
     text: Tensor  # float32 (b l d)
     stride_index: Tensor  # int64 (b): which of the stage's strides the frames are apart
     sample_ids: Tensor  # int64 (b): step * global_batch + position, on any number of processes
+    told: Told | None = None  # labels and boxes; None for a model without such tokens
 
 
 def read_batch(
@@ -36,14 +39,16 @@ def read_batch(
     *,
     first_id: int = 0,
     resize_to: tuple[int, int] | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Batch:
     """Reads the windows with these numbers.
 
     Args:
         first_id: sample number of the first; the others follow.
         resize_to: (height, width) to which pixels are averaged down; None keeps the store's size.
+        vocabulary: the labels and boxes that are told of the windows; None: none.
     """
-    clips, texts, strides = [], [], []
+    clips, texts, strides, known = [], [], [], []
     for number in numbers:
         window = windows[number]
         sample = store.samples[window.sample]
@@ -57,11 +62,13 @@ def read_batch(
         )
         texts.append(store.read_text(sample))
         strides.append(window.stride_index)
+        known.append((sample.labels, _boxes_of(sample, window, windows.frames)))
     return Batch(
         clip=torch.stack(clips),
         text=torch.stack(texts),
         stride_index=torch.tensor(strides),
         sample_ids=torch.arange(first_id, first_id + len(numbers)),
+        told=None if vocabulary is None else told_of(vocabulary, known),
     )
 
 
@@ -73,10 +80,10 @@ class Batches:
 
     Args:
         rank, world: which contiguous part of every global batch is read.
-        resize_to: see `read_batch`.
+        resize_to, vocabulary: see `read_batch`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what is read, by whom and how
         self,
         store: Store,
         plan: Plan,
@@ -85,11 +92,13 @@ class Batches:
         world: int = 1,
         start_step: int = 0,
         resize_to: tuple[int, int] | None = None,
+        vocabulary: Vocabulary | None = None,
     ):
         plan.of_rank(
             start_step, rank=rank, world=world
         )  # a batch that cannot be shared fails here, not in the thread
-        self._store, self._plan, self._resize_to = store, plan, resize_to
+        self._store, self._plan = store, plan
+        self._resize_to, self._vocabulary = resize_to, vocabulary
         self._rank, self._world, self._step = rank, world, start_step
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
         self._stopped = threading.Event()
@@ -136,7 +145,12 @@ class Batches:
         numbers = self._plan.of_rank(step, rank=self._rank, world=self._world)
         first_id = step * self._plan.global_batch + self._rank * len(numbers)
         return read_batch(
-            self._store, self._plan.windows, numbers, first_id=first_id, resize_to=self._resize_to
+            self._store,
+            self._plan.windows,
+            numbers,
+            first_id=first_id,
+            resize_to=self._resize_to,
+            vocabulary=self._vocabulary,
         )
 
     def _offer(self, item: Batch | BaseException) -> None:
@@ -146,6 +160,13 @@ class Batches:
                 return
             except queue.Full:
                 continue
+
+
+def _boxes_of(sample: Sample, window: Window, frames: int) -> tuple[Box, ...] | None:
+    """The boxes of a window of one frame; None: unknown, as for a window of several."""
+    if frames > 1:
+        return None
+    return next((boxed.boxes for boxed in sample.boxes if boxed.frame == window.start), None)
 
 
 def _pixels(frames: Tensor) -> Tensor:

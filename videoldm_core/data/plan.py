@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from videoldm_core.annotations import BoxedFrame
 from videoldm_core.errors import UserError
 
 
@@ -28,6 +29,20 @@ class HasSamples(Protocol):
 
     @property
     def samples(self) -> Sequence[HasFrames]: ...
+
+
+class HasBoxes(HasFrames, Protocol):
+    """The part of a sample that decides which of its frames have boxes."""
+
+    @property
+    def boxes(self) -> Sequence[BoxedFrame]: ...
+
+
+class HasBoxedSamples(Protocol):
+    """A store, as far as `BoxedFrames` needs it."""
+
+    @property
+    def samples(self) -> Sequence[HasBoxes]: ...
 
 
 class Window(NamedTuple):
@@ -97,6 +112,40 @@ class Windows:
             f"{stride}): {longest}; add longer videos, or choose fewer frames or a smaller "
             "stride for this stage."
         )
+
+
+class BoxedFrames(Windows):
+    """Every frame of `split` in which somebody looked for things, as a window of one frame."""
+
+    def __init__(self, store: HasBoxedSamples, *, split: str):
+        of_split = [(i, s.boxes) for i, s in enumerate(store.samples) if s.split == split]
+        self._frames_of = {i: [boxed.frame for boxed in boxes] for i, boxes in of_split}
+        if not any(self._frames_of.values()):
+            raise UserError(
+                f"None of the {len(of_split)} clips of the {split} split has a frame with boxes, "
+                "which this stage learns from; put boxes into NAME.json beside more videos."
+            )
+        # A clip with k such frames has k places, as a clip of k frames has at stride 1.
+        super().__init__(_Lengths(store, self._frames_of), frames=1, strides=(1,), split=split)
+
+    def __getitem__(self, number: int) -> Window:
+        window = super().__getitem__(number)
+        return window._replace(start=self._frames_of[window.sample][window.start])
+
+
+class _Lengths:
+    """A store whose clips are as long as they have frames with boxes."""
+
+    def __init__(self, store: HasBoxedSamples, frames_of: dict[int, list[int]]):
+        self.samples = [
+            _Length(len(frames_of.get(i, ())), sample.split)
+            for i, sample in enumerate(store.samples)
+        ]
+
+
+class _Length(NamedTuple):
+    frames: int
+    split: str
 
 
 class Plan:

@@ -17,6 +17,7 @@ from typing import IO, Literal, TypeVar, cast
 
 import numpy as np
 
+from videoldm_core.annotations import Annotations
 from videoldm_core.errors import ShardError
 from videoldm_core.files import disk_error
 from videoldm_core.records import Record
@@ -28,7 +29,7 @@ Kind = Literal["latents", "pixels"]
 P = TypeVar("P", bound=Record)
 
 
-class ClipInfo(Record):
+class ClipInfo(Annotations):
     """What is known about a clip, however its frames are stored; a sample's JSON member."""
 
     key: str  # 16 hex digits, from the source's digest and the times

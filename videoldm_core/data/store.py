@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from videoldm_core.annotations import BoxedFrame
 from videoldm_core.data.pixels import FrameCache, decode_clip_frames
 from videoldm_core.data.shards import (
     INDEX_NAME,
@@ -50,8 +51,13 @@ class Sample:
     caption: str
     source: str  # file name of the video it was cut from
     start_s: float
+    labels: dict[str, str]
+    boxes: tuple[BoxedFrame, ...]
     shard: int  # place in Store.index.shards
     members: dict[str, tuple[int, int]]  # name -> (offset, size) in bytes
+
+
+OF_ENTRY = tuple(field.name for field in fields(Sample) if field.name != "shard")
 
 
 def open_store(
@@ -268,19 +274,8 @@ def _live_samples(index: Index, manifests: list[Manifest]) -> list[Sample]:
         retired = set(index.retired.get(manifest.shard, ()))
         for entry in manifest.samples:
             if entry.key not in retired:
-                samples.append(
-                    Sample(
-                        key=entry.key,
-                        split=entry.split,
-                        frames=entry.frames,
-                        fps=entry.fps,
-                        caption=entry.caption,
-                        source=entry.source,
-                        start_s=entry.start_s,
-                        shard=place,
-                        members=entry.members,
-                    )
-                )
+                told = {name: getattr(entry, name) for name in OF_ENTRY}
+                samples.append(Sample(shard=place, **told))
     return samples
 
 

@@ -89,13 +89,13 @@ class BeatsLinearDenoiser(Record):
         variance = latents.var(dim=(0, 1, 3, 4)).view(1, 1, -1, 1, 1)
 
         def losses(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
-            found = {}
+            found, condition = {}, model.condition(batch.text, batch.told)
             for level, _, noisy, timesteps, target in levels(model, batch, rng):
                 alpha, sigma = model.schedule.alpha(timesteps), model.schedule.sigma(timesteps)
                 gain = alpha * variance / (alpha**2 * variance + sigma**2)
                 guess = mean + gain * (noisy - alpha * mean)
                 linear = model.schedule.target(guess, (noisy - alpha * guess) / sigma, timesteps)
-                mine = predict(model.net, noisy, timesteps, batch.text, Given())
+                mine = predict(model.net, noisy, timesteps, condition, Given())
                 found[f"image model {level}"] = error(mine, target)
                 found[f"Wiener {level}"] = error(linear, target)
             return found

@@ -61,7 +61,8 @@ def best_guess(model: Denoiser, noise: Tensor, batch: Batch, given: Given) -> Te
     """The clean clip predicted from noise alone, at the highest level."""
     timesteps = torch.full((len(noise),), model.schedule.timesteps - 1)
     label = batch.stride_index if model.told_pass else None
-    prediction = predict(model.net, noise, timesteps, batch.text, given, label)
+    condition = model.condition(batch.text, batch.told)
+    prediction = predict(model.net, noise, timesteps, condition, given, label)
     return given.from_diffused(model.schedule.clean_from(prediction, noise, timesteps))
 
 

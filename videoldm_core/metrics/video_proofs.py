@@ -56,9 +56,10 @@ class BeatsImageModel(Record):
 
         def losses(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
             found: dict[str, list[Tensor]] = {name: [] for name in nets}
+            condition = model.condition(batch.text, batch.told)
             for _, _, noisy, timesteps, target in levels(model, batch, rng):
                 for name, net in nets.items():
-                    prediction = predict(net, noisy, timesteps, batch.text, Given())
+                    prediction = predict(net, noisy, timesteps, condition, Given())
                     found[name].append(error(prediction, target))
             return {name: torch.stack(values).mean(dim=0) for name, values in found.items()}
 
@@ -98,11 +99,12 @@ class UsesFirstFrames(Record):
 
         def losses(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
             found: dict[str, list[Tensor]] = {name: [] for name in names}
+            condition = model.condition(batch.text, batch.told)
             for _, clean, noisy, timesteps, target in levels(model, batch, rng):
                 for count, name in enumerate(names):
                     known = (torch.arange(clean.shape[1]) < count).expand(len(clean), -1)
                     given = mark_known(clean, known)
-                    prediction = predict(model.net, noisy, timesteps, batch.text, given)
+                    prediction = predict(model.net, noisy, timesteps, condition, given)
                     found[name].append(error(prediction[:, 2:], target[:, 2:]))
             return {name: torch.stack(values).mean(dim=0) for name, values in found.items()}
 
@@ -227,7 +229,8 @@ class SteadierUpscaling(Record):
     def measure(self, evidence: Evidence) -> Series:
         """Same clips and noise, independent per frame, for both."""
         model = load_denoiser(evidence.parts)
-        alone = Denoiser(VideoUNet(model.net.unet), model.schedule, model.scale)
+        image = VideoUNet(model.net.unet)
+        alone = Denoiser(image, model.schedule, model.scale, model.own_vae, model.tokens)
 
         def quality(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
             given = clean_low_resolution(self.given, model, batch.clip)

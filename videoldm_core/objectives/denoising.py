@@ -5,28 +5,41 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from einops import rearrange
-from torch import Tensor, nn
+from diffusers import UNet2DConditionModel
+from torch import Tensor
 
-from videoldm_core.conditioning import AnyGiven, Given, KeyFrames, Nothing
+from videoldm_core.annotations import Vocabulary
+from videoldm_core.conditioning import AnyGiven, KeyFrames, Nothing
 from videoldm_core.data.loader import Batch
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.errors import UserError
-from videoldm_core.models.image import (
-    UNetConfig,
-    latent_scale,
-    load_unet,
-    load_vae,
-    shrinking,
-)
-from videoldm_core.models.temporal_layers import TemporalConfig, load_temporal_config
+from videoldm_core.models.condition_tokens import ConditionedUNet, condition_tokens_for
+from videoldm_core.models.image import UNetConfig, load_unet
+from videoldm_core.models.temporal_layers import TemporalConfig
 from videoldm_core.models.video_unet import VideoUNet, temporal_layers_for
+from videoldm_core.objectives.denoiser import (
+    Denoiser,
+    diffused_by,
+    inherited_tokens,
+    load_denoiser,
+    predict,
+)
 from videoldm_core.objectives.task import Parts, device_of
 from videoldm_core.randomness import SampleRng
 from videoldm_core.records import Record
+from videoldm_core.told import Told
 from videoldm_core.training.engine import OptimizerConfig
 from videoldm_core.training.players import Player, Turn, trainable_parameters
+
+__all__ = [
+    "Denoiser",
+    "Denoising",
+    "DenoisingTask",
+    "ScheduleConfig",
+    "load_denoiser",
+    "predict",
+    "random_patches",
+]
 
 
 class ScheduleConfig(Record):
@@ -65,6 +78,11 @@ class Denoising(Record):
     alpha: Literal["scalar", "per_frame"] | None = None
     context_reach: int = 0  # see TemporalConfig
     text_dropout: float = 0.1  # share of clips that are given the empty text, for guidance
+    # Share of clips whose labels are unknown, and of clips whose boxes are; each drawn for itself,
+    # whatever becomes of the text (stage 0).
+    label_dropout: float = 0.1
+    # Tokens of labels and boxes that this stage adds; None: the inherited ones, if there are any.
+    tokens: Vocabulary | None = None
     unet: UNetConfig | None = None  # a new image model; None: the inherited one
     schedule: ScheduleConfig | None = None  # with a new image model
 
@@ -80,115 +98,6 @@ class Denoising(Record):
             told_context_noise=isinstance(self.given, KeyFrames)
             and self.given.max_noise_timestep > 0,
         )
-
-
-class Denoiser(nn.Module):
-    """A video UNet with the noise schedule it was trained with, and what it diffuses.
-
-    Args:
-        scale: what stored latents are multiplied by; 1 for a model that diffuses pixels.
-        own_vae: of a model that reads frames and diffuses their latents (the latent upscaler),
-            frozen; None: it diffuses what the store holds.
-    """
-
-    def __init__(
-        self,
-        net: VideoUNet,
-        schedule: NoiseSchedule,
-        scale: float,
-        own_vae: AutoencoderKL | None = None,
-    ) -> None:
-        super().__init__()
-        self.net, self.schedule, self.scale, self.own_vae = net, schedule, scale, own_vae
-
-    @property
-    def told_pass(self) -> bool:
-        """Whether the temporal layers are told which stride the frames are apart (§3.3)."""
-        return self.net.temporal is not None and self.net.temporal.label is not None
-
-    @property
-    def channels(self) -> int:
-        """Channels of what is denoised."""
-        return self.net.unet.config.out_channels
-
-    @property
-    def shrinks(self) -> int:
-        """How many times smaller than the clip, per side, what is diffused of it is."""
-        return 1 if self.own_vae is None else shrinking(self.own_vae)
-
-    @torch.no_grad()
-    def diffused_of(self, clip: Tensor) -> Tensor:
-        """What is diffused of a clip b t c h w of the stage's store, of about deviation 1."""
-        if self.own_vae is None:
-            return clip * self.scale
-        frames = rearrange(clip, "b t c h w -> (b t) c h w")
-        latents = torch.cat([self.own_vae.encode(f).latent_dist.mean for f in frames.split(1)])
-        return rearrange(latents, "(b t) c h w -> b t c h w", t=clip.shape[1]) * self.scale
-
-    def noise_for(self, clip: Tensor, rng: SampleRng) -> Tensor:
-        """Noise of the shape that is diffused of a clip b t c h w."""
-        height, width = (side // self.shrinks for side in clip.shape[-2:])
-        return rng.normal((clip.shape[1], self.channels, height, width))
-
-    @torch.no_grad()
-    def clip_of(self, diffused: Tensor) -> Tensor:
-        """The clip b t c h w that `diffused_of` maps to `diffused`."""
-        if self.own_vae is None:
-            return diffused / self.scale
-        latents = rearrange(diffused, "b t c h w -> (b t) c h w") / self.scale
-        frames = torch.cat([self.own_vae.decode(z).sample for z in latents.split(1)])
-        return rearrange(frames, "(b t) c h w -> b t c h w", t=diffused.shape[1])
-
-
-def predict(  # noqa: PLR0913 - what a prediction depends on
-    net: Any,
-    noisy: Tensor,
-    timesteps: Tensor,
-    text: Tensor,
-    given: Given,
-    label: Tensor | None = None,
-    temporal_text: Tensor | None = None,
-) -> Tensor:
-    """The network's prediction for z_tau (b t c h w), in float32; training and sampling both call
-    this.
-
-    Args:
-        temporal_text: what the temporal layers read, b l d; None: the same text (§4.3).
-    """
-    if given.low_resolution is not None:
-        noisy = torch.cat([noisy, given.low_resolution], dim=2)
-    return net(
-        noisy,
-        timesteps,
-        text,
-        context=given.context,
-        context_noise=given.context_noise,
-        label=label,
-        noise_level=given.noise_level,
-        temporal_text=temporal_text,
-    ).float()
-
-
-def load_denoiser(parts: Parts, *, unet: UNet2DConditionModel | None = None) -> Denoiser:
-    """The denoiser that published parts describe.
-
-    Args:
-        unet: the image model, where it is loaded already; None: the one among the parts.
-    """
-    unet = load_unet(parts["unet"]) if unet is None else unet
-    temporal = None
-    if "temporal" in parts:
-        temporal = temporal_layers_for(unet, load_temporal_config(parts["temporal"]), seed=0)
-        temporal.load(parts["temporal"])
-    net = VideoUNet(unet, temporal).eval().requires_grad_(False)
-    return Denoiser(net, NoiseSchedule.load(parts["scheduler"]), *_diffused(parts))
-
-
-def _diffused(parts: Parts) -> tuple[float, AutoencoderKL | None]:
-    """Scale and own autoencoder of a model with these parts."""
-    if "own_vae" in parts:
-        return latent_scale(parts["own_vae"]), load_vae(parts["own_vae"]).requires_grad_(False)
-    return (latent_scale(parts["vae"]) if "vae" in parts else 1.0), None
 
 
 class DenoisingTask:
@@ -229,11 +138,17 @@ class DenoisingTask:
         temporal = temporal_layers_for(unet, phi, seed=seed) if phi else None
         if temporal is not None and "temporal" in parts:
             temporal.load(parts["temporal"])
-        net = VideoUNet(unet, temporal, checkpointing=checkpointing)
-        self.model = Denoiser(net, schedule, *_diffused(parts))
+        tokens = inherited_tokens(parts, unet)
+        if config.tokens is not None:
+            tokens = condition_tokens_for(unet, config.tokens, seed=seed)
+            if "tokens" in parts:
+                tokens.load(parts["tokens"])
+        video = VideoUNet(unet, temporal, checkpointing=checkpointing)
+        self.model = Denoiser(video, schedule, *diffused_by(parts), tokens)
         self.frozen, self.remark = [self.model], ""
-        modules = {"unet": unet, "temporal": temporal}
+        modules = {"unet": unet, "tokens": tokens, "temporal": temporal}
         moving = [m for name in trains if (m := modules.get(name)) is not None]
+        net = video if tokens is None else ConditionedUNet(video, tokens)
         self.players = [
             Player(
                 name="denoiser",
@@ -266,6 +181,9 @@ class DenoisingTask:
         if net.temporal is not None:
             net.temporal.save(folder / "temporal")
             written.append("temporal")
+        if self.model.tokens is not None and "tokens" in self.trains:
+            self.model.tokens.save(folder / "tokens")
+            written.append("tokens")
         return written
 
     def _errors(self, net: Any, batch: Batch, rng: SampleRng) -> Tensor:
@@ -287,9 +205,18 @@ class DenoisingTask:
             text,
             given,
             batch.stride_index.to(device) if self.model.told_pass else None,
+            told=self._told(batch, rng, device),
         )
         target = schedule.target(clean, noise, timesteps)
         return (prediction - target).square().mean(dim=(1, 2, 3, 4))
+
+    def _told(self, batch: Batch, rng: SampleRng, device: torch.device) -> Told | None:
+        """Labels and boxes after dropout; drawn last, so that the other draws are as without."""
+        if self.model.tokens is None:
+            return None
+        assert batch.told is not None, "a model with tokens is told of every clip"
+        labels, boxes = (rng.uniform() < self.config.label_dropout for _ in range(2))
+        return batch.told.without(labels, boxes).to(device)
 
 
 def _check_text(unet: UNet2DConditionModel, null_text: Tensor) -> None:

@@ -5,6 +5,7 @@ The paper gives no widths, steps or rates that could be verified; where a number
 own, the comment says whose it is. Data: hundreds of thousands of 8-second drives.
 """
 
+from videoldm_core.annotations import LabelKind, Vocabulary
 from videoldm_core.cascade import Preset, Roles, Stage, VideoFormat
 from videoldm_core.conditioning import FirstFrames, KeyFrames, LowResolution
 from videoldm_core.metrics.image_proofs import (
@@ -29,6 +30,10 @@ from videoldm_core.objectives.denoising import Denoising, ScheduleConfig
 from videoldm_core.training.engine import OptimizerConfig
 
 _TEXT = NewText(tower=TextConfig(context_length=16, width=512, heads=8, layers=4))
+_LABELS = (
+    LabelKind(name="time", values=("day", "night")),
+    LabelKind(name="crowdedness", values=("low", "high")),
+)
 _SCHEDULE = ScheduleConfig(predicts="v_prediction")
 _KEY_STRIDE = 16  # 30 / 16 = 1.875 key frames per second
 _KEY_FRAMES = 15  # 7.5 s: what fits into clips of 8 s
@@ -39,6 +44,7 @@ DRIVING = Preset(
     name="driving",
     video=VideoFormat(fps=30, height=128, width=256, clip_seconds=8),
     text=_TEXT,
+    labels=_LABELS,
     roles=Roles(
         first_frame="image",
         key_frames="predictor",
@@ -73,10 +79,11 @@ DRIVING = Preset(
                     widths=(256, 512, 768), attention=(True, True, True), text=_TEXT.width
                 ),
                 schedule=_SCHEDULE,
+                tokens=Vocabulary(labels=_LABELS),
             ),
             proves=BeatsLinearDenoiser(),
             starts_from=("autoencoder",),
-            trains=("unet",),
+            trains=("unet", "tokens"),
             reads="latents",
             frames=1,
             batch=512,

@@ -59,7 +59,7 @@ def guided_prediction(  # noqa: PLR0913 - what a prediction depends on
         torch.cat([spatial for _, (spatial, _), _ in branches]),
         _joined([given for _, _, given in branches]),
         None if label is None else label.repeat(count),
-        _joined_texts([read for _, (_, read), _ in branches]),
+        temporal_text=_joined_texts([read for _, (_, read), _ in branches]),
     ).chunk(count)
     weighted = [weight * p for (weight, _, _), p in zip(branches, predictions, strict=True)]
     return torch.stack(weighted).sum(dim=0)

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import distributed
 
+from videoldm_core.annotations import Box, LabelKind, Vocabulary
 from videoldm_core.cascade import Stage, preset
 from videoldm_core.conditioning import FirstFrames
 from videoldm_core.data.loader import Batch
@@ -23,6 +24,7 @@ from videoldm_core.models.image import UNetConfig
 from videoldm_core.objectives.decoding import DecodingTask, TemporalDecoding
 from videoldm_core.objectives.denoising import Denoising, DenoisingTask, ScheduleConfig
 from videoldm_core.objectives.task import Task
+from videoldm_core.told import told_of
 from videoldm_core.training.checkpoints import latest_checkpoint, save_checkpoint
 from videoldm_core.training.engine import (
     OptimizerConfig,
@@ -34,6 +36,10 @@ from videoldm_core.training.loop import train
 from videoldm_core.training.start import start_players
 
 GLOBAL_BATCH = 4
+WORDS = Vocabulary(
+    labels=(LabelKind(name="time", values=("day", "night")),), box_classes=("car",), max_boxes=2
+)
+CARS = (Box("car", 0.0, 0.5, 0.25, 1.0), Box("car", 0.5, 0.5, 0.75, 0.75))
 
 
 def denoising_task(folder: Path, *, checkpointing: bool = False) -> DenoisingTask:
@@ -50,6 +56,26 @@ def denoising_task(folder: Path, *, checkpointing: bool = False) -> DenoisingTas
         trains=("temporal",),
         frames=3,
         strides=2,
+        crop=None,
+        null_text=torch.zeros(4, 8),
+        optimizer=OptimizerConfig(lr=1e-3),
+        seed=0,
+        checkpointing=checkpointing,
+    )
+
+
+def telling_task(folder: Path, *, checkpointing: bool = False) -> DenoisingTask:
+    """A new image model that is told labels and boxes; its tokens train with it."""
+    unet = UNetConfig(
+        widths=(16, 32), attention=(True, True), layers_per_block=1, heads=2, text=8, groups=8
+    )
+    config = Denoising(unet=unet, schedule=ScheduleConfig(), tokens=WORDS, label_dropout=0.3)
+    return DenoisingTask(
+        config,
+        parts={},
+        trains=("unet", "tokens"),
+        frames=3,
+        strides=1,
         crop=None,
         null_text=torch.zeros(4, 8),
         optimizer=OptimizerConfig(lr=1e-3),
@@ -89,8 +115,13 @@ def batches(shape: tuple[int, ...], rank: int, world: int, start: int):
         text = torch.randn(GLOBAL_BATCH, 4, 8, generator=g)
         mine = slice(rank * share, (rank + 1) * share)
         ids = torch.arange(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH)
+        said = [({"time": ("day", "night")[i % 2]}, CARS[: i % 3]) for i in ids[mine].tolist()]
         yield Batch(
-            clip=clip[mine], text=text[mine], stride_index=ids[mine] % 2, sample_ids=ids[mine]
+            clip=clip[mine],
+            text=text[mine],
+            stride_index=ids[mine] % 2,
+            sample_ids=ids[mine],
+            told=told_of(WORDS, said),
         )
         step += 1
 
@@ -104,7 +135,7 @@ def job_of(out: Path, stage: dict[str, Any], **more: Any) -> Job:
 
 
 def run(out: str, weights: Path, *, steps: int, stage: dict[str, Any] | None = None, **job: Any):
-    """Trains both tasks for `steps` steps in all (going on from a checkpoint) and saves what
+    """Trains all tasks for `steps` steps in all (going on from a checkpoint) and saves what
     results.
 
     Args:
@@ -114,6 +145,7 @@ def run(out: str, weights: Path, *, steps: int, stage: dict[str, Any] | None = N
     told = job_of(Path(out), stage or {}, **job)
     tasks = {
         "denoising": (denoising_task, (3, 4, 8, 12)),
+        "telling": (telling_task, (3, 4, 8, 12)),
         "decoding": (decoding_task, (3, 3, 16, 24)),
     }
     for name, (make, shape) in tasks.items():
