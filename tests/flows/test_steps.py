@@ -73,3 +73,11 @@ def test_how_a_stage_is_computed_does_not_make_it_due(tmp_path, change):
 def test_a_changed_stage_changes_only_its_own_settings(tmp_path):
     before, after = steps_of(tmp_path), steps_of(tmp_path, "stages.temporal.steps=9")
     assert [n for n in before if before[n].settings != after[n].settings] == ["temporal"]
+
+
+def test_another_role_makes_the_sample_due(tmp_path):
+    table = table_of(load_run("tiny"))
+    roles = table.roles.model_copy(update={"upscaler": None})
+    changed = table.model_copy(update={"roles": roles})
+    before, after = steps_of(tmp_path), steps_of(tmp_path, table=changed)
+    assert [n for n in before if before[n].settings != after[n].settings] == ["sample"]

@@ -179,5 +179,3 @@ def test_frames_beyond_the_reach_of_all_layers_do_not_matter(small_unet: UNetCon
     layers = sum("attention" in name for name in phi.layers)
     assert moved[1] > 1e-4
     assert (moved[layers + 1 :] == 0).all()
-
-

@@ -126,9 +126,7 @@ def test_futures_share_the_first_frame_and_differ_after_it(cascade: Cascade, tmp
     for one in (cascade.first_frame, cascade.key_frames):
         guessing(one, noise_dependent)
     assert cascade.first_frame is not None
-    starts = [
-        first_latent(drawing(future=n), cascade.first_frame, unheard) for n in (1, 2)
-    ]
+    starts = [first_latent(drawing(future=n), cascade.first_frame, unheard) for n in (1, 2)]
     assert torch.equal(*starts)
     one, two, again = (
         all_of(
@@ -154,9 +152,7 @@ def test_the_first_frame_is_the_image_models(cascade: Cascade):
     assert cascade.first_frame is not None
     guessing(cascade.first_frame, lambda noisy, given: torch.full_like(noisy, 3.0))
     reports: list[tuple[str, int, int]] = []
-    first = first_latent(
-        drawing(), cascade.first_frame, lambda *report: reports.append(report)
-    )
+    first = first_latent(drawing(), cascade.first_frame, lambda *report: reports.append(report))
     torch.testing.assert_close(first, latents(3.0))
     assert reports == [("first frame", 0, 1), ("first frame", 1, 1)]
 
