@@ -28,7 +28,8 @@ from videoldm_core.models.image import load_vae
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
 from videoldm_core.objectives.autoencoding import Autoencoding
 from videoldm_core.objectives.brought import Brought
-from videoldm_core.objectives.denoising import Denoiser, Denoising, load_denoiser
+from videoldm_core.objectives.denoiser import Denoiser, load_denoiser
+from videoldm_core.objectives.denoising import Denoising
 from videoldm_core.objectives.task import Parts
 from videoldm_core.randomness import SampleRng
 from videoldm_core.sampling.guidance import Guidance, guided_prediction

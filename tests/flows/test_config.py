@@ -46,6 +46,24 @@ def test_overrides_are_read_by_the_type_of_their_field():
     assert sampling_of(run).guidance.context == sampling_of(load_run("tiny")).guidance.context
 
 
+def test_what_a_video_is_sampled_from_is_found_from_any_folder():
+    overrides = [
+        "sample.first_frame=street.png",
+        "sample.backbone=2024",
+        "sample.loras=[a.safetensors, b.safetensors]",
+        "sample.size=[48, 96]",
+        "sample.futures=3",
+    ]
+    run = load_run("tiny", overrides)
+    here = Path().absolute()
+    assert run.sample.first_frame == here / "street.png"
+    assert run.sample.backbone == here / "2024"
+    assert run.sample.loras == (here / "a.safetensors", here / "b.safetensors")
+    assert run.sample.size == (48, 96)
+    assert run.sampled_video == run.out / "video-1.mp4"
+    assert load_run("tiny").sampled_video.name == "video.mp4"
+
+
 def test_an_override_leaves_the_other_fields_of_its_stage():
     before, after = load_run("tiny"), load_run("tiny", ["stages.temporal.optimizer.lr=1e-3"])
     one, other = table_of(before).stage("temporal"), table_of(after).stage("temporal")

@@ -17,6 +17,7 @@ from flows.session import evaluate, sample_to, work
 from flows.tracking import Tracker
 from tests.flows.test_report import write_video
 from videoldm_core.errors import UserError
+from videoldm_core.generate import Request as SampleRequest
 from videoldm_core.job import load_job
 from videoldm_core.training.published import PublishedStage, describe_parts, write_published
 
@@ -77,9 +78,12 @@ class FakeLauncher:
         write_published(job.out, PublishedStage.model_validate(published))
 
     def generate(self, command: Command) -> None:
-        request = json.loads(command.argument.read_text())
+        request = SampleRequest.model_validate_json(command.argument.read_text())
         self.note("sample")
-        write_video(Path(request["out"]))
+        assert all(request.stages[name].is_dir() for name in request.roles.model_dump().values())
+        for path in request.videos:
+            write_video(path)
+            path.with_suffix(".gif").write_bytes(b"GIF89a")
 
     def evaluate(self, command: Command) -> None:
         name = load_job(command.argument).stage.name
@@ -182,6 +186,20 @@ def test_without_a_tracking_server_the_run_goes_on_and_is_registered_later(run):
     work(run, launcher=launcher)
     assert launcher.ran == []
     assert json.loads((run.out / "release.json").read_text())["version"] == 1
+
+
+def test_several_futures_are_kept_with_the_run_and_shown(run):
+    futures = run.model_copy(update={"sample": run.sample.model_copy(update={"futures": 2})})
+    launcher = FakeLauncher()
+    work(futures, launcher=launcher)
+    receipt = json.loads((run.out / "steps" / "sample.json").read_text())
+    assert receipt["output"] == "video-1.mp4"
+    assert receipt["files"] == ["video-2.mp4", "video-1.gif", "video-2.gif"]
+    assert "data:video/mp4;base64," in (run.out / "report.html").read_text()
+    launcher.ran.clear()
+    found = sample_to(futures, run.out / "again.mp4", launcher=launcher)
+    assert found == [run.out / "again-1.mp4", run.out / "again-2.mp4"]
+    assert launcher.ran == ["sample"]
 
 
 def test_sampling_needs_every_stage(run, tmp_path):

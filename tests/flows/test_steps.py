@@ -85,3 +85,11 @@ def test_other_words_admit_again_and_a_preset_without_words_admits_as_before(tmp
         told = table.model_copy(update={"labels": (kind,)})
         settings = steps_of(tmp_path, table=told)["admission"].settings
         assert settings["vocabulary"]["labels"] == [kind.model_dump(mode="json")]
+
+
+def test_another_role_makes_the_sample_due(tmp_path):
+    table = table_of(load_run("tiny"))
+    roles = table.roles.model_copy(update={"upscaler": None})
+    changed = table.model_copy(update={"roles": roles})
+    before, after = steps_of(tmp_path), steps_of(tmp_path, table=changed)
+    assert [n for n in before if before[n].settings != after[n].settings] == ["sample"]

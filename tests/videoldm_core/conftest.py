@@ -34,6 +34,14 @@ def image_model(small_unet: UNetConfig, tmp_path_factory: pytest.TempPathFactory
     return parts
 
 
+@pytest.fixture(scope="session")
+def released(image_model: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
+    """Folders of untrained stages by name, and of a text tower; see releases.py."""
+    from tests.videoldm_core.releases import publish_all
+
+    return publish_all(tmp_path_factory.mktemp("released"), image_model)
+
+
 @pytest.fixture
 def random_batch() -> Callable[..., Batch]:
     """random_batch((b, t, c, h, w)): a batch in [-1, 1]; `first_id` numbers its samples."""

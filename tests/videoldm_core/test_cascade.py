@@ -43,6 +43,20 @@ def test_no_two_stages_share_a_name(one: Preset):
     assert len(names) == len(set(names))
 
 
+@pytest.mark.parametrize("one", PRESETS, ids=lambda one: one.name)
+def test_a_stage_plays_each_role(one: Preset):
+    roles = one.roles.model_dump(exclude_none=True)
+    assert {"key_frames", "decoder"} <= roles.keys()
+    assert all(one.stage(name).name == name for name in roles.values())
+
+
+def test_a_role_of_no_stage_is_refused_with_the_nearest():
+    values = preset("tiny").model_dump(mode="json")
+    values["roles"]["upscaler"] = "upscalr"
+    with pytest.raises(UserError, match=r"roles.upscaler = 'upscalr' is no stage; did you mean"):
+        parse_record(Preset, values, where="the preset")
+
+
 @pytest.mark.parametrize(("one", "stage"), STAGES)
 def test_a_clip_of_the_store_is_long_enough_for_the_stage(one: Preset, stage: Stage):
     longest = one.video.fps * one.video.clip_seconds

@@ -25,7 +25,8 @@ from videoldm_core.metrics.video_proofs import BeatsImageModel, UsesFirstFrames
 from videoldm_core.models.condition_tokens import load_vocabulary
 from videoldm_core.models.image import UNetConfig
 from videoldm_core.models.text import TextConfig, TextTower
-from videoldm_core.objectives.denoising import Denoising, ScheduleConfig, load_denoiser
+from videoldm_core.objectives.denoiser import load_denoiser
+from videoldm_core.objectives.denoising import Denoising, ScheduleConfig
 from videoldm_core.stage_data import StageData
 from videoldm_core.train import run
 from videoldm_core.training.published import part_paths, read_published

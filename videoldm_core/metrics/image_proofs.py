@@ -21,7 +21,7 @@ from videoldm_core.metrics.measuring import (
 from videoldm_core.metrics.quality import psnr
 from videoldm_core.metrics.worth import Claim
 from videoldm_core.models.image import load_vae
-from videoldm_core.objectives.denoising import load_denoiser, predict
+from videoldm_core.objectives.denoiser import load_denoiser, predict
 from videoldm_core.randomness import SampleRng
 from videoldm_core.records import Record
 

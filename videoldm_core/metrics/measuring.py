@@ -10,7 +10,7 @@ from torch import Tensor
 
 from videoldm_core.conditioning import Given, KeyFrames, LowResolution, shrink
 from videoldm_core.data.loader import Batch
-from videoldm_core.objectives.denoising import Denoiser, predict
+from videoldm_core.objectives.denoiser import Denoiser, predict
 from videoldm_core.objectives.task import Parts
 from videoldm_core.randomness import SampleRng
 

@@ -23,7 +23,7 @@ from videoldm_core.metrics.worth import Claim
 from videoldm_core.models.image import load_vae
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
 from videoldm_core.models.video_unet import VideoUNet
-from videoldm_core.objectives.denoising import Denoiser, load_denoiser, predict
+from videoldm_core.objectives.denoiser import Denoiser, load_denoiser, predict
 from videoldm_core.randomness import SampleRng
 from videoldm_core.records import Record
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from videoldm_core.conditioning import AnyGiven, Given
-from videoldm_core.objectives.denoising import Denoiser
+from videoldm_core.objectives.denoiser import Denoiser
 from videoldm_core.randomness import SampleRng
 from videoldm_core.sampling.config import SamplingConfig
 from videoldm_core.sampling.guidance import Guidance, guided_prediction

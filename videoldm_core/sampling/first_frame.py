@@ -4,6 +4,9 @@ The file may be hostile: only two formats are read, and large pictures are refus
 """
 
 import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +31,7 @@ def read_picture(path: Path, height: int, width: int) -> Tensor:
         UserError: there is none, it is of another format, damaged, or too large.
     """
     try:
-        with Image.open(path, formats=FORMATS) as file:
+        with _quiet(), Image.open(path, formats=FORMATS) as file:
             if file.width * file.height > LARGEST_PX:
                 raise UserError(
                     f"The first frame {str(path)!r} is {file.width}x{file.height} px, more than "
@@ -42,6 +45,14 @@ def read_picture(path: Path, height: int, width: int) -> Tensor:
         ) from error
     fitted = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without PIL's warning about large pictures: they are refused in a sentence."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 @torch.no_grad()

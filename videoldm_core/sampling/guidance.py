@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from videoldm_core.conditioning import Given
-from videoldm_core.objectives.denoising import Denoiser, predict
+from videoldm_core.objectives.denoiser import Denoiser, predict
 from videoldm_core.records import Record
 
 

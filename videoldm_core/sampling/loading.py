@@ -14,7 +14,8 @@ from videoldm_core.errors import UserError
 from videoldm_core.models.image import load_unet, load_vae, shrinking
 from videoldm_core.models.stable_diffusion import ImageModel
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
-from videoldm_core.objectives.denoising import Denoiser, Denoising, load_denoiser
+from videoldm_core.objectives.denoiser import Denoiser, load_denoiser
+from videoldm_core.objectives.denoising import Denoising
 from videoldm_core.objectives.task import Parts
 from videoldm_core.sampling.drawing import RoleModel
 from videoldm_core.sampling.long import Cascade

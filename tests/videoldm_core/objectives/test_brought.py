@@ -11,7 +11,8 @@ from videoldm_core.errors import UserError
 from videoldm_core.models.encoder import load_frozen_encoder
 from videoldm_core.models.image import load_unet, load_vae
 from videoldm_core.objectives.brought import Brought, BroughtTask
-from videoldm_core.objectives.denoising import ScheduleConfig, load_denoiser
+from videoldm_core.objectives.denoiser import load_denoiser
+from videoldm_core.objectives.denoising import ScheduleConfig
 
 
 def published(config: Brought, to: Path) -> dict[str, Path]:

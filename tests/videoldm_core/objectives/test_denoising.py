@@ -12,12 +12,11 @@ from videoldm_core.conditioning import AnyGiven, FirstFrames, KeyFrames, LowReso
 from videoldm_core.data.loader import Batch
 from videoldm_core.models.image import UNetConfig
 from videoldm_core.models.temporal_layers import load_temporal_config
+from videoldm_core.objectives.denoiser import load_denoiser, predict
 from videoldm_core.objectives.denoising import (
     Denoising,
     DenoisingTask,
     ScheduleConfig,
-    load_denoiser,
-    predict,
     random_patches,
 )
 from videoldm_core.randomness import SampleRng

@@ -12,12 +12,8 @@ from videoldm_core.metrics.image_proofs import BeatsBilinear
 from videoldm_core.metrics.measuring import Evidence
 from videoldm_core.metrics.video_proofs import SteadierUpscaling
 from videoldm_core.models.image import AutoencoderConfig, UNetConfig
-from videoldm_core.objectives.denoising import (
-    Denoising,
-    DenoisingTask,
-    ScheduleConfig,
-    load_denoiser,
-)
+from videoldm_core.objectives.denoiser import load_denoiser
+from videoldm_core.objectives.denoising import Denoising, DenoisingTask, ScheduleConfig
 from videoldm_core.randomness import SampleRng
 from videoldm_core.training.engine import OptimizerConfig, TorchEngine
 from videoldm_core.training.players import Turn

@@ -14,13 +14,8 @@ from videoldm_core.conditioning import FirstFrames, Given
 from videoldm_core.data.loader import Batch
 from videoldm_core.errors import UserError
 from videoldm_core.models.image import UNetConfig
-from videoldm_core.objectives.denoising import (
-    Denoising,
-    DenoisingTask,
-    ScheduleConfig,
-    load_denoiser,
-    predict,
-)
+from videoldm_core.objectives.denoiser import load_denoiser, predict
+from videoldm_core.objectives.denoising import Denoising, DenoisingTask, ScheduleConfig
 from videoldm_core.randomness import SampleRng
 from videoldm_core.told import nothing_told, told_of
 from videoldm_core.training.engine import OptimizerConfig, TorchEngine

@@ -18,7 +18,7 @@ from videoldm_core.conditioning import (
     enlarge,
 )
 from videoldm_core.diffusion import NoiseSchedule
-from videoldm_core.objectives.denoising import Denoiser
+from videoldm_core.objectives.denoiser import Denoiser
 from videoldm_core.sampling.config import SamplingConfig
 from videoldm_core.sampling.decoding import Frames
 from videoldm_core.sampling.drawing import Drawing, Prompt, RoleModel, Texts

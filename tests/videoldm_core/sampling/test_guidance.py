@@ -12,7 +12,8 @@ from videoldm_core.conditioning import Given, mark_known
 from videoldm_core.models.image import UNetConfig
 from videoldm_core.models.temporal_layers import TemporalConfig
 from videoldm_core.models.video_unet import VideoUNet, temporal_layers_for
-from videoldm_core.objectives.denoising import Denoiser, ScheduleConfig, predict
+from videoldm_core.objectives.denoiser import Denoiser, predict
+from videoldm_core.objectives.denoising import ScheduleConfig
 from videoldm_core.sampling.guidance import Guidance, guided_prediction
 
 SCHEDULE = ScheduleConfig(predicts="v_prediction").build()
@@ -136,6 +137,33 @@ def test_text_guidance_alone_extrapolates_from_the_empty_text(model):
     found, branches = guided(model, Guidance(text=4), Given())
     assert torch.allclose(found, expected, atol=1e-3, rtol=1e-3)
     assert branches == 2
+
+
+def test_temporal_layers_read_their_own_texts_in_every_branch(model):
+    """Both towers' texts, of the prompt and of nothing, go through guidance (§4.3)."""
+    temporal, null_temporal = values(BATCH, 3, 8, seed=8), values(BATCH, 3, 8, seed=9)
+
+    def own(text: Tensor, temporal_text: Tensor, given: Given) -> Tensor:
+        return predict(model.net, NOISY, TIMESTEPS, text, given, LABEL, temporal_text)
+
+    blind = CONTEXT.without_context()
+    nothing = own(NULL_TEXT, null_temporal, blind)
+    text_only, both = own(TEXT, temporal, blind), own(TEXT, temporal, CONTEXT)
+    found = guided_prediction(
+        model,
+        NOISY,
+        TIMESTEPS,
+        text=TEXT,
+        null_text=NULL_TEXT,
+        given=CONTEXT,
+        guidance=Guidance(text=3, context=2),
+        label=LABEL,
+        temporal_texts=(temporal, null_temporal),
+    )
+    expected = nothing + 3 * (text_only - nothing) + 2 * (both - text_only)
+    assert torch.allclose(found, expected, atol=1e-3, rtol=1e-3)
+    shared, _ = guided(model, Guidance(text=3, context=2))
+    assert not torch.allclose(found, shared, atol=1e-2)
 
 
 def test_every_branch_has_the_low_resolution_and_its_noise_level():

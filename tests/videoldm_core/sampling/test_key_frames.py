@@ -24,7 +24,8 @@ from videoldm_core.errors import UserError
 from videoldm_core.models.image import UNetConfig
 from videoldm_core.models.temporal_layers import TemporalConfig
 from videoldm_core.models.video_unet import VideoUNet, temporal_layers_for
-from videoldm_core.objectives.denoising import Denoiser, ScheduleConfig
+from videoldm_core.objectives.denoiser import Denoiser
+from videoldm_core.objectives.denoising import ScheduleConfig
 from videoldm_core.sampling.drawing import Drawing, Prompt, RoleModel, Texts
 from videoldm_core.sampling.key_frames import KeyFrameCalls
 

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from videoldm_core.conditioning import Given, mark_known
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.errors import UserError
-from videoldm_core.objectives.denoising import Denoiser, ScheduleConfig
+from videoldm_core.objectives.denoiser import Denoiser
+from videoldm_core.objectives.denoising import ScheduleConfig
 from videoldm_core.records import parse_record
+from videoldm_core.sampling.config import SamplingConfig
 from videoldm_core.sampling.guidance import Guidance, guided_prediction
-from videoldm_core.sampling.long import SamplingConfig
 from videoldm_core.sampling.samplers import SAMPLERS, sample
 
 DEVIATION = 0.5
@@ -81,7 +82,7 @@ class GaussianModel(nn.Module):
         super().__init__()
         self.schedule = schedule
 
-    def forward(self, noisy, timesteps, text, *, context, label, noise_level):
+    def forward(self, noisy, timesteps, text, *, context, label, noise_level, temporal_text):
         mean = context[:, :, -1].amax(dim=(1, 2, 3)).view(-1, 1, 1, 1, 1)
         return best_prediction(self.schedule, noisy, timesteps, mean)
 

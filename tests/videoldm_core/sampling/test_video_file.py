@@ -10,7 +10,13 @@ import torch
 from PIL import Image
 
 from videoldm_core.errors import UserError
-from videoldm_core.sampling.video_file import PREVIEW_FPS, VideoFile
+from videoldm_core.sampling.video_file import (
+    PREVIEW_FPS,
+    PREVIEW_STILLS,
+    VideoFile,
+    join_videos,
+    write_preview,
+)
 
 
 def greys(first: int, count: int, *, height: int = 32, width: int = 48) -> torch.Tensor:
@@ -57,15 +63,67 @@ def test_colours_keep_their_places(tmp_path: Path):
     assert frame[16, 16, 1:].max() < 50
 
 
-def test_a_preview_at_its_own_pace_lies_beside(tmp_path: Path):
-    with VideoFile(tmp_path / "v.mp4", fps=2 * PREVIEW_FPS) as file:
-        file.write(greys(0, 9))
+def written(path: Path, count: int, *, fps: float = 8, first: int = 0) -> Path:
+    with VideoFile(path, fps=fps) as file:
+        file.write(greys(first, count))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fps", "frames", "stills", "each_ms"), [(16, 9, 5, 125), (8, 3, 3, 125), (2, 3, 3, 500)]
+)
+def test_a_preview_keeps_the_pace_of_the_video(tmp_path: Path, fps, frames, stills, each_ms):
+    write_preview(written(tmp_path / "v.mp4", frames, fps=fps), tmp_path / "v.gif")
     with Image.open(tmp_path / "v.gif") as preview:
-        assert preview.n_frames == 5  # type: ignore[attr-defined]
+        assert preview.n_frames == stills  # type: ignore[attr-defined]
         assert preview.size == (48, 32)
-        assert preview.info["duration"] == pytest.approx(1000 / PREVIEW_FPS, abs=10)
+        assert preview.info["duration"] == pytest.approx(each_ms, abs=10)
         assert preview.info["loop"] == 0
     assert sorted(os.listdir(tmp_path)) == ["v.gif", "v.mp4"]
+
+
+def test_a_preview_of_a_long_video_has_few_stills_from_all_of_it(tmp_path: Path):
+    frames = torch.linspace(-0.9, 0.9, 1000).view(-1, 1, 1, 1).expand(-1, 3, 16, 16)
+    with VideoFile(tmp_path / "v.mp4", fps=2 * PREVIEW_FPS) as file:
+        file.write(frames)
+    write_preview(tmp_path / "v.mp4", tmp_path / "v.gif")
+    with Image.open(tmp_path / "v.gif") as preview:
+        count = preview.n_frames  # type: ignore[attr-defined]
+        assert PREVIEW_STILLS / 2 < count <= PREVIEW_STILLS
+        preview.seek(count - 1)
+        assert preview.convert("L").getpixel((8, 8)) > 230
+
+
+@pytest.mark.parametrize("fps", [16, 30000 / 1001])
+@pytest.mark.parametrize("counts", [(6,), (1, 1, 1), (4, 4, 2), (4, 4, 4, 1), (16, 3)])
+def test_joined_videos_are_all_their_frames_in_order(tmp_path: Path, fps: float, counts):
+    parts, first = [], 0
+    for count in counts:
+        parts.append(written(tmp_path / f"{len(parts)}.mp4", count, fps=fps, first=first))
+        first += count
+    join_videos(parts, tmp_path / "v.mp4", frames_per_part=counts[0])
+    frames, size, rate = decoded(tmp_path / "v.mp4")
+    assert frames == pytest.approx([-0.9 + i / 10 for i in range(sum(counts))], abs=0.03)
+    assert size == (32, 48)
+    assert float(rate) == pytest.approx(fps, rel=1e-6)
+    separate = [frame for part in parts for frame in decoded(part)[0]]
+    assert frames == separate, "packets are copied"
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        stream = container.streams.video[0]
+        seconds = [float(frame.time) for frame in container.decode(stream)]  # type: ignore[arg-type]
+        assert stream.frames == sum(counts)
+        assert float(stream.duration * stream.time_base) == pytest.approx(
+            sum(counts) / fps, rel=1e-3
+        )  # type: ignore[operator]
+    assert seconds == pytest.approx([i / fps for i in range(sum(counts))], abs=1e-4)
+
+
+def test_joining_again_gives_the_same_bytes_and_leaves_nothing_else(tmp_path: Path):
+    parts = [written(tmp_path / f"{i}.mp4", 4, first=4 * i) for i in range(3)]
+    for name in ("a.mp4", "b.mp4"):
+        join_videos(parts, tmp_path / name, frames_per_part=4)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["0.mp4", "1.mp4", "2.mp4", "a.mp4", "b.mp4"]
 
 
 def test_nothing_is_left_when_making_the_frames_fails(tmp_path: Path):
@@ -82,8 +140,7 @@ def test_nothing_is_left_when_making_the_frames_fails(tmp_path: Path):
 
 
 def test_a_failure_keeps_the_video_that_was_there(tmp_path: Path):
-    with VideoFile(tmp_path / "v.mp4", fps=8) as file:
-        file.write(greys(0, 3))
+    written(tmp_path / "v.mp4", 3)
     before = (tmp_path / "v.mp4").read_bytes()
 
     def fail() -> None:
@@ -94,7 +151,7 @@ def test_a_failure_keeps_the_video_that_was_there(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert (tmp_path / "v.mp4").read_bytes() == before
-    assert sorted(os.listdir(tmp_path)) == ["v.gif", "v.mp4"]
+    assert os.listdir(tmp_path) == ["v.mp4"]
 
 
 def test_no_frames_make_no_file(tmp_path: Path):
