@@ -110,7 +110,8 @@ def test_every_damaged_picture_is_one_sentence_or_a_picture(tmp_path: Path, kind
         path.write_bytes(bytes(damaged))
         try:
             assert read_picture(path, 16, 24).shape == (3, 16, 24)
-        except UserError:
+        except UserError as error:
+            assert "\n" not in str(error)
             refused += 1
     assert refused > 50
 

@@ -9,8 +9,8 @@ from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.errors import UserError
 from videoldm_core.objectives.denoising import Denoiser, ScheduleConfig
 from videoldm_core.records import parse_record
-from videoldm_core.sampling.guidance import Guidance, guided_prediction
 from videoldm_core.sampling.config import SamplingConfig
+from videoldm_core.sampling.guidance import Guidance, guided_prediction
 from videoldm_core.sampling.samplers import SAMPLERS, sample
 
 DEVIATION = 0.5
