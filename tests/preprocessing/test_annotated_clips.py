@@ -217,7 +217,12 @@ def test_a_store_keeps_labels_and_boxes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"labels": {"time": "night"}}, {"boxes": (BoxedFrame(1, (CAR,)),)}, {}]
+    "changed",
+    [
+        {"labels": {"time": "night"}},
+        {"labels": {"time": "day"}, "boxes": (BoxedFrame(1, (CAR,)),)},
+        {},
+    ],
 )
 def test_a_changed_annotation_is_a_new_sample_and_retires_the_old(tmp_path, changed):
     encode([clip(0, labels={"time": "day"}), clip(1)], tmp_path)
