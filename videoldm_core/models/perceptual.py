@@ -38,6 +38,9 @@ class Perceptual(nn.Module):
         checkpointing: recompute one frame's features at a time in the backward pass.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, *, weight: float = 1.0, checkpointing: bool = False) -> None:
         super().__init__()
         self.weight, self.checkpointing = weight, checkpointing

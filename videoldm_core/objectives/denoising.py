@@ -217,7 +217,8 @@ class DenoisingTask:
             temporal.load(parts["temporal"])
         net = VideoUNet(unet, temporal, checkpointing=checkpointing)
         self.model = Denoiser(net, schedule, *_diffused(parts))
-        self.frozen, self.remark = [self.model], ""
+        self.frozen: list[nn.Module] = [self.model]
+        self.remark = ""
         modules = {"unet": unet, "temporal": temporal}
         moving = [m for name in trains if (m := modules.get(name)) is not None]
         self.players = [
