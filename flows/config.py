@@ -38,6 +38,8 @@ class SampleConfig(Record):
     prompt: str = "we catch up with a blue car by day, pines by the road, a city ahead"
     key_frames: int = Field(default=5, ge=2)  # before the interpolation passes
     passes: int = Field(default=2, ge=0, le=2)  # of the interpolator
+    labels: dict[str, str] = {}  # name -> value, where the preset has labels
+    boxes: list[dict[str, Any]] | None = None  # [{"class": "car", "box": [x0, y0, x1, y1]}, ...]
     size: tuple[int, int] | None = None  # height, width before upscaling, px; None: as trained
     first_frame: Path | None = None  # png or jpg that the video goes on from
     futures: int = Field(default=1, ge=1)  # videos that share the first frame

@@ -14,6 +14,7 @@ from pydantic import Field
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from videoldm_core.annotations import GivenBox
 from videoldm_core.cascade import Roles
 from videoldm_core.conditioning import FirstFrames, KeyFrames
 from videoldm_core.errors import UserError
@@ -29,6 +30,7 @@ from videoldm_core.sampling.interpolation import Progress
 from videoldm_core.sampling.loading import Release, load_cascade, read_release
 from videoldm_core.sampling.long import Cascade, first_latent, frames_of
 from videoldm_core.sampling.unfinished import begin, end, unfinished_folder, write_video
+from videoldm_core.told import check_request
 from videoldm_core.training.journal import Journal
 from videoldm_core.training.published import published_digest
 
@@ -40,6 +42,8 @@ class Request(Record):
     roles: Roles
     text_tower: Path
     prompt: str
+    labels: dict[str, str] = {}  # name -> value, for models that are told labels
+    boxes: tuple[GivenBox, ...] | None = None  # of the first frame; None: not said
     key_frames: int = Field(default=8, ge=2)
     passes: int = Field(default=2, ge=0, le=2)  # interpolation passes
     size: tuple[int, int] | None = None  # height, width of the base resolution, px; None: trained
@@ -190,7 +194,15 @@ def _prompt(request: Request, release: Release, cascade: Cascade, device: torch.
             f"give positive multiples of {factor}."
         )
     latent = (cascade.key_frames.denoiser.channels, height // factor, width // factor)
-    return Prompt(texts=own, personal=personal, latent_size=latent, seed=request.seed)
+    check_request(cascade.vocabularies, request.labels, request.boxes)
+    return Prompt(
+        texts=own,
+        personal=personal,
+        labels=request.labels,
+        boxes=request.boxes,
+        latent_size=latent,
+        seed=request.seed,
+    )
 
 
 def _texts(tower: TextTower, prompt: str, width: int, device: torch.device) -> Texts:

@@ -9,6 +9,8 @@ import pytest
 from videoldm_core.cascade import preset
 from videoldm_core.errors import UserError
 from videoldm_core.job import Job, load_job
+from videoldm_core.models.perceptual import PerceptualConfig
+from videoldm_core.objectives.decoding import TemporalDecoding
 
 TINY = preset("tiny")
 
@@ -56,11 +58,42 @@ def test_what_decides_the_weights_changes_the_fingerprint(changes: dict[str, Any
         {"text_tower": Path("elsewhere/text_tower")},
         {"checkpoint_every": 7},
         {"evaluate_every": 7},
+        {"stage": TINY.stage("temporal").model_copy(update={"micro_batch": 2})},
+        {"stage": TINY.stage("temporal").model_copy(update={"checkpointing": True})},
+        {"stage": TINY.stage("temporal").model_copy(update={"compile": True})},
     ],
     ids=lambda changes: " ".join(changes),
 )
 def test_where_and_on_how_many_processes_it_runs_does_not(changes: dict[str, Any]):
     assert job(**changes).fingerprint() == job().fingerprint()
+
+
+def test_a_file_that_an_objective_reads_counts_by_its_content(tmp_path: Path):
+    def fingerprint(name: str, content: bytes) -> str:
+        (tmp_path / name).write_bytes(content)
+        stage = TINY.stage("decoder")
+        files = PerceptualConfig(backbone=tmp_path / name, heads=tmp_path / name)
+        objective = stage.objective.model_copy(update={"perceptual": files})
+        changed = stage.model_copy(update={"objective": objective})
+        return job(stage=changed, pixels=Path("run/pixels/x")).fingerprint()
+
+    first = fingerprint("vgg.pth", b"weights")
+    assert fingerprint("elsewhere.pth", b"weights") == first
+    assert fingerprint("vgg.pth", b"other weights") != first
+    (tmp_path / "vgg.pth").unlink()
+    with pytest.raises(UserError, match=r"Cannot read '.*vgg\.pth' \(No such file"):
+        job(
+            stage=TINY.stage("decoder").model_copy(
+                update={
+                    "objective": TemporalDecoding(
+                        perceptual=PerceptualConfig(
+                            backbone=tmp_path / "vgg.pth", heads=tmp_path / "vgg.pth"
+                        )
+                    )
+                }
+            ),
+            pixels=Path("run/pixels/x"),
+        ).fingerprint()
 
 
 def test_a_job_is_the_same_after_its_file(tmp_path: Path):

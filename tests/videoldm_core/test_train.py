@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import videoldm_core.train
 from videoldm_core.cascade import Stage, VideoFormat
 from videoldm_core.conditioning import FirstFrames
+from videoldm_core.data.loader import Batch
 from videoldm_core.data.shards import (
     ClipInfo,
     Index,
@@ -24,12 +27,17 @@ from videoldm_core.data.shards import (
     ShardWriter,
     StoreIdentity,
 )
+from videoldm_core.files import sha256_of_folder
 from videoldm_core.job import Job
+from videoldm_core.metrics.image_proofs import BeatsLinearDenoiser
 from videoldm_core.metrics.video_proofs import UsesFirstFrames
 from videoldm_core.models.text import TextConfig, TextTower
 from videoldm_core.objectives.denoising import Denoising
+from videoldm_core.objectives.task import Task
+from videoldm_core.tasks import build_task
 from videoldm_core.train import main
 from videoldm_core.training.engine import OptimizerConfig
+from videoldm_core.training.players import Player
 from videoldm_core.training.published import part_paths, read_published
 
 STEPS, CHECKPOINT_EVERY = 50, 4
@@ -212,6 +220,83 @@ def test_a_published_stage_tells_what_made_it(job_of, monkeypatch, one_thread, i
     assert again is not None
     assert again.fingerprint != published.fingerprint
     assert again.parts["temporal"].sha256 != published.parts["temporal"].sha256
+
+
+class Brought:
+    """A task without players: it publishes what it was given."""
+
+    players: list[Player] = []
+    frozen: list[torch.nn.Module] = []
+    remark = ""
+
+    def __init__(self, unet: Path) -> None:
+        self.unet = unet
+
+    def finish(self, batches: Iterator[Batch]) -> None:
+        """Nothing to settle."""
+
+    def save(self, folder: Path) -> list[str]:
+        shutil.copytree(self.unet, folder / "unet")
+        return ["unet"]
+
+
+def test_a_stage_without_players_is_judged_and_published_and_trains_nothing(
+    job_of, monkeypatch, image_model
+):
+    monkeypatch.setattr(videoldm_core.train, "build_task", lambda *_: Brought(image_model["unet"]))
+    monkeypatch.setattr(
+        videoldm_core.train, "train", lambda *_, **__: pytest.fail("nothing is to be trained")
+    )
+    row = {"name": "image", "trains": (), "steps": 0, "cooldown": 0, "warmup": 0}
+    stage = STAGE.model_copy(update=row | {"proves": BeatsLinearDenoiser(), "frames": 1})
+    job, file = job_of("brought", stage=stage)
+    assert in_this_process(file, monkeypatch) == 0
+    published = read_published(job.out)
+    assert published is not None
+    assert published.step == 0
+    assert published.parts["unet"].path == "weights/unet"
+    assert len(published.worth) > 0
+    lines = journal(job)
+    assert (lines[0]["total_steps"], lines[0]["start"]) == (0, 0)
+    assert not [line for line in lines if "metrics" in line]
+    assert not (job.out / "checkpoints").exists()
+
+
+def test_what_should_be_known_of_an_objective_is_said_first(job_of, monkeypatch, capsys):
+    monkeypatch.setattr(
+        videoldm_core.train,
+        "build_task",
+        lambda job, null: with_remark(build_task(job, null), "no backbone given"),
+    )
+    job, file = job_of("remarked", stage=STAGE.model_copy(update={"steps": 1, "cooldown": 0}))
+    assert in_this_process(file, monkeypatch) == 0
+    assert journal(job)[0]["remark"] == "no backbone given"
+    assert capsys.readouterr().err == "predictor: no backbone given.\n"
+
+
+def test_a_micro_batch_that_does_not_fit_is_one_sentence(job_of, monkeypatch, capsys):
+    _, file = job_of("micro", stage=STAGE.model_copy(update={"micro_batch": 3}))
+    assert in_this_process(file, monkeypatch) == 2
+    assert "micro_batch 3 does not divide the 2 clips" in capsys.readouterr().err
+
+
+def test_bfloat16_micro_batches_publish_float32_and_leave_what_is_frozen(
+    job_of, monkeypatch, image_model
+):
+    fits = {"steps": 2, "cooldown": 0, "micro_batch": 1, "checkpointing": True}
+    job, file = job_of("bf16", stage=STAGE.model_copy(update=fits), precision="bf16")
+    before = sha256_of_folder(image_model["unet"])
+    assert in_this_process(file, monkeypatch) == 0
+    paths = part_paths(job.out, verify=True)
+    assert paths["unet"] == image_model["unet"].resolve()
+    assert sha256_of_folder(paths["unet"]) == before
+    weights = load_file(paths["temporal"] / "temporal.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def with_remark(task: Task, remark: str) -> Task:
+    task.remark = remark
+    return task
 
 
 def test_a_job_that_is_not_there_is_one_sentence_and_exit_code_2(tmp_path: Path):

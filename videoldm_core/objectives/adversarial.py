@@ -76,7 +76,8 @@ class Adversary:
         numbers = {}
         if turn.step >= self._starts_at:
             self._judged[int(batch.sample_ids[0])] = real, made.detach()
-            opinion = -self.critic(leaf).float().flatten(1).mean(dim=1)
+            scores = self.critic(leaf).float()
+            opinion = -scores.mean(dim=tuple(range(1, scores.ndim)))
             (by_critic,) = torch.autograd.grad(opinion.sum(), leaf)
             weight = self._weight * adaptive_weight(gradient, by_critic)
             gradient = gradient + weight.view(-1, *[1] * (made.ndim - 1)) * by_critic

@@ -72,7 +72,7 @@ class AutoencodingTask:
         if checkpointing:
             self.vae.enable_gradient_checkpointing()  # diffusers' own is not reentrant
         self.perceptual = load_perceptual(config.perceptual, checkpointing=checkpointing)
-        self.frozen = [] if self.perceptual is None else [self.perceptual]
+        self.frozen: list[nn.Module] = [] if self.perceptual is None else [self.perceptual]
         self.remark = NO_BACKBONE if self.perceptual is None else ""
         self._against = _against(config, optimizer, seed)
         net = ReconstructingAutoencoder(self.vae)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from videoldm_core.data.loader import Batch
 from videoldm_core.metrics.quality import flicker, psnr
@@ -51,7 +51,9 @@ class DecodingTask:
         self.temporal = temporal_decoder_for(self.vae, seed=seed)
         self.vae.requires_grad_(False)
         self.perceptual = load_perceptual(config.perceptual, checkpointing=checkpointing)
-        self.frozen = [self.vae] + ([] if self.perceptual is None else [self.perceptual])
+        self.frozen: list[nn.Module] = [self.vae]
+        if self.perceptual is not None:
+            self.frozen.append(self.perceptual)
         self.remark = NO_BACKBONE if self.perceptual is None else ""
         decoder = VideoDecoder(self.vae, self.temporal, checkpointing=checkpointing)
         with torch.random.fork_rng(devices=[]):

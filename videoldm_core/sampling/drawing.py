@@ -1,12 +1,13 @@
 """One model drawn from: noise becomes a clip under the prompt, with guidance, whole or in tiles."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from videoldm_core.annotations import GivenBox
 from videoldm_core.conditioning import AnyGiven, Given
 from videoldm_core.objectives.denoiser import Denoiser
 from videoldm_core.randomness import SampleRng
@@ -40,6 +41,8 @@ class Prompt:
 
     texts: Texts  # by the run's own tower
     personal: Texts | None = None  # by the tower of the user's own image model
+    labels: Mapping[str, str] = field(default_factory=dict)  # name -> value
+    boxes: Sequence[GivenBox] | None = None  # None: it is not said where things are
     latent_size: tuple[int, int, int]  # c h w
     seed: int
     future: int = 1  # of several that share the first frame
@@ -74,6 +77,13 @@ class Drawing:
         kind, is_on = self.device.type, self.precision == "bf16"
         return torch.autocast(kind, torch.bfloat16, enabled=is_on)
 
+    def _conditions(self, role: RoleModel, texts: Texts, count: int) -> tuple[Tensor, Tensor]:
+        """What is asked for, and nothing, as the model reads them: b l d each."""
+        prompt, model = self.prompt, role.denoiser
+        asked = model.asked_condition(texts.prompt, prompt.labels, prompt.boxes)
+        nothing = model.condition(texts.empty)
+        return asked.expand(count, -1, -1), nothing.expand(count, -1, -1)
+
     @torch.no_grad()
     def __call__(  # noqa: PLR0913 - what a clip depends on
         self,
@@ -102,10 +112,8 @@ class Drawing:
         role.denoiser.net.reach = self.config.temporal_reach if is_longer else None
         own, personal, count = self.prompt.texts, self.prompt.personal, len(noise)
         spatial = personal if role.is_personal and personal is not None else own
-        text, null_text = (t.expand(count, -1, -1) for t in (spatial.prompt, spatial.empty))
-        temporal = None
-        if spatial is not own:
-            temporal = own.prompt.expand(count, -1, -1), own.empty.expand(count, -1, -1)
+        text, null_text = self._conditions(role, spatial, count)
+        temporal = None if spatial is own else self._conditions(role, own, count)
 
         def whole(noisy: Tensor, timesteps: Tensor, given: Given) -> Tensor:
             with self.autocast():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from videoldm_core.annotations import Vocabulary
 from videoldm_core.conditioning import Given
 from videoldm_core.errors import UserError
 from videoldm_core.models.video_decoder import VideoDecoder
@@ -32,6 +33,12 @@ class Cascade:
     decoder: VideoDecoder
     shrinks: int  # how many times smaller than decoded frames, per side, latents are
     upscaler: RoleModel | None
+
+    @property
+    def vocabularies(self) -> list[Vocabulary | None]:
+        """What each model is told by tokens."""
+        roles = (self.first_frame, self.key_frames, self.interpolator, self.upscaler)
+        return [role.denoiser.vocabulary for role in roles if role is not None]
 
 
 def frames_of(  # noqa: PLR0913 - what a video depends on

@@ -3,7 +3,12 @@
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 
-from videoldm_core.models.discriminator import CriticConfig, PatchDiscriminator3D, hinge_loss
+from videoldm_core.models.discriminator import (
+    CriticConfig,
+    PatchDiscriminator2D,
+    PatchDiscriminator3D,
+    hinge_loss,
+)
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
 
 SHAPE = dict(
@@ -78,6 +83,38 @@ def test_the_trained_layers_equal_diffusers_temporal_decoder():
     assert (mine.flatten(0, 1) - reference).abs().max() < 1e-5
 
 
+def test_checkpointing_changes_no_gradient():
+    gradients = []
+    for checkpointing in (False, True):
+        vae = autoencoder()
+        decoder = VideoDecoder(vae, temporal_decoder_for(vae, seed=0), checkpointing=checkpointing)
+        decoder.requires_grad_(False)
+        assert decoder.temporal is not None
+        decoder.temporal.requires_grad_(True)
+        latents = torch.randn(2, 3, 4, 6, 10, generator=torch.Generator().manual_seed(1))
+        decoder(latents).square().mean().backward()
+        gradients.append([p.grad for p in decoder.temporal.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+def values_kept(decoder: VideoDecoder, latents: torch.Tensor) -> int:
+    """How many values a forward pass keeps for the backward pass."""
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()), id):
+        decoder(latents)
+    return sum(sizes)
+
+
+def test_a_checkpointed_decoder_keeps_fewer_activations():
+    kept = []
+    for checkpointing in (False, True):
+        vae = autoencoder()
+        decoder = VideoDecoder(vae, temporal_decoder_for(vae, seed=0), checkpointing=checkpointing)
+        kept.append(values_kept(decoder, torch.randn(1, 2, 4, 16, 16)))
+    assert kept[1] < kept[0] / 4
+
+
 def test_a_saved_temporal_decoder_comes_back_whole(tmp_path):
     vae = autoencoder()
     temporal = temporal_decoder_for(vae, seed=0)
@@ -96,6 +133,18 @@ def test_the_critic_scores_patches_over_space_and_time():
     changed = video.clone()
     changed[0, 2] += 1
     moved = (critic(changed) - scores).abs().amax(dim=(1, 2, 3))
+    assert moved[0] > 0
+    assert moved[1] == 0
+
+
+def test_the_critic_of_frames_scores_each_frames_patches_alone():
+    critic = PatchDiscriminator2D(CriticConfig(width=8, layers=2))
+    frames = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    scores = critic(frames)
+    assert scores.shape == (2, 7, 11)
+    changed = frames.clone()
+    changed[0] += torch.randn(3, 32, 48, generator=torch.Generator().manual_seed(1))
+    moved = (critic(changed) - scores).abs().amax(dim=(1, 2))
     assert moved[0] > 0
     assert moved[1] == 0
 

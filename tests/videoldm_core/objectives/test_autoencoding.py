@@ -8,11 +8,13 @@ import torch
 
 from videoldm_core.data.loader import Batch
 from videoldm_core.metrics.quality import psnr
+from videoldm_core.models.discriminator import CriticConfig, hinge_loss
 from videoldm_core.models.image import AutoencoderConfig, latent_scale, load_vae
+from videoldm_core.objectives.adversarial import adaptive_weight
 from videoldm_core.objectives.autoencoding import Autoencoding, AutoencodingTask
 from videoldm_core.randomness import SampleRng
 from videoldm_core.training.engine import OptimizerConfig, TorchEngine
-from videoldm_core.training.players import Turn
+from videoldm_core.training.players import Turn, unfreeze_only
 
 NETWORK = AutoencoderConfig(widths=(8, 16), layers_per_block=1, groups=4)
 
@@ -109,3 +111,89 @@ def test_start_weights_depend_on_the_seed_alone():
     name = "decoder.conv_in.weight"
     assert torch.equal(one.vae.state_dict()[name], two.vae.state_dict()[name])
     assert not torch.equal(one.vae.state_dict()[name], other.vae.state_dict()[name])
+
+
+def test_without_critic_and_backbone_the_loss_is_pixels_and_divergence_to_the_bit(
+    task: AutoencodingTask, random_batch: Callable[..., Batch]
+):
+    batch = random_batch((3, 1, 3, 16, 16))
+    (player,) = task.players
+    loss, _ = task.loss(player.module, batch, turn_of(batch))
+    found = torch.autograd.grad(loss, list(player.trainable.values()))
+    frames = batch.clip.flatten(0, 1)
+    noise = turn_of(batch).rng.normal((1, 4, 8, 8)).flatten(0, 1)
+    decoded, kl = player.module(frames, noise)
+    error = decoded - frames
+    plain = error.abs().mean() + error.square().mean() + 1e-6 * kl.mean()
+    assert torch.equal(loss, plain)
+    for one, other in zip(
+        found, torch.autograd.grad(plain, list(player.trainable.values())), strict=True
+    ):
+        assert torch.equal(one, other)
+    assert "pixels alone" in task.remark
+
+
+def adversarial(**settings) -> AutoencodingTask:
+    config = Autoencoding(network=NETWORK, critic=CriticConfig(width=8, layers=2), **settings)
+    return AutoencodingTask(config, optimizer=OptimizerConfig(lr=1e-3), seed=0)
+
+
+def test_gradients_are_those_of_error_divergence_and_weighted_opinion(random_batch):
+    task, batch = adversarial(kl_weight=1e-4, critic_weight=0.5), random_batch((2, 2, 3, 16, 16))
+    player, critic = task.players
+    unfreeze_only(player, task.players)
+    loss, numbers = task.loss(player.module, batch, turn_of(batch))
+    found = torch.autograd.grad(loss, list(player.trainable.values()))
+
+    frames = batch.clip.flatten(0, 1)
+    noise = turn_of(batch).rng.normal((2, 4, 8, 8)).flatten(0, 1)
+    decoded, kl = player.module(frames, noise)
+    error = (decoded - frames).abs().mean((1, 2, 3)) + (decoded - frames).square().mean((1, 2, 3))
+    opinion = -critic.module(decoded).mean((1, 2))
+    weight = adaptive_weight(
+        torch.autograd.grad(error.sum(), decoded, retain_graph=True)[0],
+        torch.autograd.grad(opinion.sum(), decoded, retain_graph=True)[0],
+    )
+    plain = (error + 0.5 * weight.detach() * opinion).mean() + 1e-4 * kl.mean()
+    for one, other in zip(
+        found, torch.autograd.grad(plain, list(player.trainable.values())), strict=True
+    ):
+        assert torch.allclose(one, other, atol=1e-5, rtol=1e-3)
+    assert numbers["loss"] == pytest.approx((error.mean() + 1e-4 * kl.mean()).item(), rel=1e-4)
+    assert numbers["opinion"] == pytest.approx(opinion.mean().item(), rel=1e-4)
+
+
+def test_the_critic_learns_from_the_frames_of_the_autoencoders_own_turn(random_batch):
+    task, batch = adversarial(), random_batch((2, 2, 3, 16, 16))
+    player, critic = task.players
+    task.loss(player.module, batch, turn_of(batch))
+    loss, numbers = critic.loss(critic.module, batch, turn_of(batch))
+    frames = batch.clip.flatten(0, 1)
+    noise = turn_of(batch).rng.normal((2, 4, 8, 8)).flatten(0, 1)
+    decoded, _ = player.module(frames, noise)
+    expected = hinge_loss(critic.module(frames), critic.module(decoded))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert numbers == {"critic": loss.item()}
+
+
+def test_the_critic_is_silent_before_it_starts(random_batch):
+    task, batch = adversarial(critic_starts_at=1), random_batch((2, 1, 3, 16, 16))
+    player, critic = task.players
+    assert (player.starts_at, critic.starts_at) == (0, 1)
+    assert "opinion" not in task.loss(player.module, batch, turn_of(batch))[1]
+    later = Turn(step=1, rng=turn_of(batch).rng)
+    assert "opinion" in task.loss(player.module, batch, later)[1]
+
+
+def test_recomputing_activations_changes_no_gradient(random_batch):
+    batch, gradients = random_batch((2, 1, 3, 16, 16)), []
+    for checkpointing in (False, True):
+        config = Autoencoding(network=NETWORK)
+        task = AutoencodingTask(
+            config, optimizer=OptimizerConfig(), seed=0, checkpointing=checkpointing
+        )
+        (player,) = task.players
+        loss, _ = task.loss(player.module.train(), batch, turn_of(batch))
+        gradients.append(torch.autograd.grad(loss, list(player.trainable.values())))
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    assert task.vae.decoder.gradient_checkpointing

@@ -169,3 +169,61 @@ def test_what_is_saved_decodes_alike(image_model, random_batch, tmp_path: Path):
         found = VideoDecoder(vae, temporal).eval()(latents)
         expected = task.players[0].module.eval()(latents)
     assert torch.equal(found, expected)
+
+
+def test_a_saved_autoencoder_is_the_given_one_but_for_its_decoder(
+    image_model, random_batch, tmp_path
+):
+    """In the file too: what other stages' latents mean must not change by a bit."""
+    task = task_for(image_model)
+    play(task, "decoder", random_batch(SHAPE))
+    task.save(tmp_path)
+    saved, given = load_vae(tmp_path / "vae"), load_vae(image_model["vae"])
+    changed = moved(saved, state(given))
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
+    assert saved.config["scaling_factor"] == given.config["scaling_factor"]
+
+
+def test_each_micro_batch_is_judged_by_what_was_made_of_it(image_model, random_batch):
+    """The decoder's turn ends before the critic's begins; the critic then sees every part again."""
+    task = task_for(image_model)
+    first, second = random_batch(SHAPE), random_batch(SHAPE, first_id=2, seed=1)
+    decoder, critic = task.players
+    unfreeze_only(decoder, task.players)
+    expected = []
+    for batch in (first, second):
+        with torch.no_grad():
+            latents = task.vae.encode(batch.clip.flatten(0, 1)).latent_dist.mean
+            fake = decoder.module(latents.unflatten(0, SHAPE[:2]))
+            expected.append(hinge_loss(task.critic(batch.clip), task.critic(fake)).item())
+        decoder.loss(decoder.engine, batch, turn_of(batch, "decoder"))
+    found = [critic.loss(critic.engine, b, turn_of(b, "critic"))[0].item() for b in (first, second)]
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert found[0] != pytest.approx(found[1], rel=1e-4)
+
+
+def turn_of(batch: Batch, name: str) -> Turn:
+    return Turn(step=0, rng=SampleRng(0, name, batch.sample_ids))
+
+
+def test_without_a_backbone_it_is_said_that_pixels_alone_judge(image_model):
+    assert task_for(image_model).remark == (
+        "no perceptual backbone given: reconstruction is judged by pixels alone"
+    )
+
+
+def test_the_perceptual_distance_counts_per_clip_with_its_weight(image_model, random_batch):
+    task, batch = task_for(image_model), random_batch((2, 3, 3, 16, 16))
+    made = random_batch((2, 3, 3, 16, 16), seed=5).clip
+    pixels = task._reconstruction(made, batch.clip)
+
+    class Brightness(nn.Module):
+        weight = 3.0
+
+        def forward(self, frames: Tensor, target: Tensor) -> Tensor:
+            return (frames.mean((1, 2, 3)) - target.mean((1, 2, 3))).abs()
+
+    task.perceptual = Brightness()  # type: ignore[assignment]
+    expected = (made.mean((2, 3, 4)) - batch.clip.mean((2, 3, 4))).abs().mean(1)
+    assert torch.allclose(task._reconstruction(made, batch.clip) - pixels, 3 * expected, atol=1e-6)

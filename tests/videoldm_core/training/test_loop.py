@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from videoldm_core.data.loader import Batch
 from videoldm_core.training.engine import OptimizerConfig
-from videoldm_core.training.loop import train, warmup_and_cooldown
+from videoldm_core.training.loop import micro_batches, train, warmup_and_cooldown
 from videoldm_core.training.players import Player, Turn, trainable_parameters
 
 Event = tuple[Any, ...]
@@ -165,3 +165,62 @@ def test_without_warmup_and_cooldown_the_rate_is_whole():
 def test_the_rate_is_a_positive_share_at_every_step(steps, warmup, cooldown, data):
     step = data.draw(st.integers(0, steps - 1))
     assert 0 < warmup_and_cooldown(step, warmup=warmup, cooldown=cooldown, steps=steps) <= 1
+
+
+def wide_batch(start: int) -> Iterator[Batch]:
+    rows = torch.arange(4.0)
+    yield Batch(
+        clip=rows, text=rows + 10, stride_index=rows + 20, sample_ids=torch.arange(start, start + 4)
+    )
+
+
+def test_a_player_sees_every_micro_batch_before_the_next_has_its_turn():
+    events: list[Event] = []
+    players = [player("decoder", events), player("critic", events)]
+    train(
+        players,
+        wide_batch(8),
+        start=0,
+        steps=1,
+        seed=0,
+        rate=lambda step: 1.0,
+        after_step=[],
+        micro_batch=2,
+    )
+    one = [("loss", 8), "backward", "step", ("loss", 10), "backward", "step", "average"]
+    found = [(e[0], e[3]) if e[0] == "loss" else e[0] for e in events]
+    assert found == one + one
+    assert [e[1] for e in events] == ["decoder"] * 7 + ["critic"] * 7
+
+
+def test_a_sample_draws_the_same_in_any_micro_batch():
+    draws: dict[int | None, list[float]] = {}
+    for size in (None, 1, 2):
+        events: list[Event] = []
+        one = player("decoder", events)
+        seen = draws.setdefault(size, [])
+
+        def loss(net: Any, batch: Batch, turn: Turn, seen=seen) -> tuple[Tensor, dict[str, float]]:
+            seen += turn.rng.uniform().tolist()
+            return torch.zeros(()), {"clips": float(batch.clip.sum())}
+
+        one.loss = loss
+        metrics: list[dict[str, float]] = []
+        train(
+            [one],
+            wide_batch(8),
+            start=0,
+            steps=1,
+            seed=0,
+            rate=lambda step: 1.0,
+            after_step=[lambda step, numbers, metrics=metrics: metrics.append(numbers)],
+            micro_batch=size,
+        )
+        assert metrics == [{"clips": 6.0 / (4 // (size or 4))}]
+    assert draws[None] == draws[1] == draws[2]
+
+
+def test_a_micro_batch_keeps_each_clips_columns_together():
+    parts = micro_batches(next(wide_batch(8)), 2)
+    assert [part.text.tolist() for part in parts] == [[10, 11], [12, 13]]
+    assert [part.stride_index.tolist() for part in parts] == [[20, 21], [22, 23]]
