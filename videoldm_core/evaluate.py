@@ -26,7 +26,9 @@ def main() -> int:
     """The command; a user's error is one sentence on stderr and exit code 2."""
     try:
         job = load_job(Path(sys.argv[1]))
-        rows = judge(job, part_paths(job.out, verify=True), StageData(job, rank=0, world=1))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        data = StageData(job, rank=0, world=1)
+        rows = judge(job, part_paths(job.out, verify=True), data, device)
         text = json.dumps([row.model_dump() for row in rows], indent=2)
         write_text_atomically(job.out / FILE, text)
     except UserError as error:
@@ -36,7 +38,7 @@ def main() -> int:
 
 
 @torch.no_grad()
-def judge(job: Job, parts: Parts, data: StageData) -> tuple[WorthRow, ...]:
+def judge(job: Job, parts: Parts, data: StageData, device: torch.device) -> tuple[WorthRow, ...]:
     """The worth rows of a stage; every process of a group calls it with its share of the clips.
 
     Args:
@@ -46,8 +48,9 @@ def judge(job: Job, parts: Parts, data: StageData) -> tuple[WorthRow, ...]:
     evidence = Evidence(
         parts=parts,
         inherited=job.parts,
-        heldout=data.heldout(job.stage.heldout_clips),
-        training=data.training_clips(),
+        heldout=[batch.to(device) for batch in data.heldout(job.stage.heldout_clips)],
+        training=lambda: [batch.to(device) for batch in data.training_clips()],
+        device=device,
     )
     series = gather_series(proof.measure(evidence))
     return tuple(claim.judge(job.stage.name, series) for claim in proof.claims)

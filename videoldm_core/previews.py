@@ -48,14 +48,16 @@ def write_preview(job: Job, parts: Parts, batch: Batch, null_text: Tensor, path:
     Args:
         null_text: embedding of the empty text, l d.
     """
-    objective = job.stage.objective
+    objective, proof, device = job.stage.objective, job.stage.proves, batch.clip.device
     if isinstance(objective, Denoising):
-        rows = _denoised(load_denoiser(parts), objective.given, parts, batch, null_text)
-    elif isinstance(job.stage.proves, BeatsBilinear):  # an upscaler that was brought
-        rows = _denoised(load_denoiser(parts), job.stage.proves.given, parts, batch, null_text)
+        model = load_denoiser(parts).to(device)
+        rows = _denoised(model, objective.given, parts, batch, null_text)
+    elif isinstance(proof, BeatsBilinear):  # an upscaler that was brought
+        model = load_denoiser(parts).to(device)
+        rows = _denoised(model, proof.given, parts, batch, null_text)
     elif isinstance(objective, Autoencoding | Brought):
         frames = batch.clip[:, 0]
-        decoded = load_vae(parts["vae"])(frames).sample
+        decoded = load_vae(parts["vae"]).to(device)(frames).sample
         rows = [frames, decoded.clamp(-1, 1)]
     else:
         rows = _decoded(job.parts, parts, batch.clip)
@@ -72,7 +74,7 @@ def picture(rows: list[Tensor]) -> Image.Image:
         cells = interpolate(row, size=size, mode="bilinear", antialias=True)
         strips.append(rearrange(cells, "n c h w -> h (n w) c"))
     pixels = ((torch.cat(strips).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(pixels.numpy())
+    return Image.fromarray(pixels.cpu().numpy())
 
 
 def _denoised(
@@ -93,14 +95,14 @@ def _denoised(
                 guidance=Guidance(),
                 label=batch.stride_index if model.told_pass else None,
             ),
-            rng.normal(tuple(clip.shape[1:])),
+            rng.normal(tuple(clip.shape[1:])).to(clip),
             model.schedule,
             sampler="ddim",
             steps=STEPS if given.low_resolution is None else UPSCALING_STEPS,
             generators=SampleRng(0, "preview, sampler", batch.sample_ids).generators,
         )
     )
-    vae = load_vae(parts["vae"]) if "vae" in parts else None
+    vae = load_vae(parts["vae"]).to(clip.device) if "vae" in parts else None
     shown = [clip, made] if given.base is None else [clip, given.base, made]
     videos = [_as_frames(model.clip_of(video), vae) for video in shown]
     if clip.shape[1] == 1:
@@ -127,10 +129,11 @@ def _as_frames(video: Tensor, vae: AutoencoderKL | None) -> Tensor:
 
 
 def _decoded(inherited: Parts, parts: Parts, clip: Tensor) -> list[Tensor]:
-    image, tuned = load_vae(inherited["vae"]), load_vae(parts["vae"])
+    image, tuned = (load_vae(p["vae"]).to(clip.device) for p in (inherited, parts))
     temporal = temporal_decoder_for(tuned, seed=0)
     temporal.load(parts["temporal_decoder"])
     latents = image.encode(rearrange(clip, "b t c h w -> (b t) c h w")).latent_dist.mean
     latents = rearrange(latents, "(b t) c h w -> b t c h w", b=len(clip))
-    videos = [clip, VideoDecoder(image)(latents), VideoDecoder(tuned, temporal).eval()(latents)]
+    tuned_decoder = VideoDecoder(tuned, temporal.to(clip.device)).eval()
+    videos = [clip, VideoDecoder(image)(latents), tuned_decoder(latents)]
     return [video[i] for i in range(len(clip)) for video in videos]

@@ -9,6 +9,7 @@ from videoldm_core.models.condition_tokens import load_vocabulary
 from videoldm_core.objectives.denoising import Denoising
 
 CALIBRATION_BATCHES = 4
+MOST_CALIBRATION_CLIPS = 64  # all of them are in memory at once
 
 
 class StageData:
@@ -59,7 +60,7 @@ class StageData:
     def training_clips(self) -> list[Batch]:
         """A few evenly spaced training windows, the same for every process."""
         windows = self.windows("train")
-        count = CALIBRATION_BATCHES * self._job.stage.batch
+        count = min(CALIBRATION_BATCHES * self._job.stage.batch, MOST_CALIBRATION_CLIPS)
         return self._read(windows, windows.evenly_spaced(count), first_id=0)
 
     def _read(self, windows: Windows, numbers: list[int], *, first_id: int) -> list[Batch]:

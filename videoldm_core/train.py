@@ -166,7 +166,7 @@ class StageRun:
             distributed.broadcast_object_list(names)
         own = {name: weights / name for name in names[0]}
         parts = {**job.parts, **own}
-        worth = judge(job, parts, self.data)
+        worth = judge(job, parts, self.data, self.device)
         if self.rank == 0:
             self._show(parts)
             self._write_published(own, worth)
@@ -190,8 +190,9 @@ class StageRun:
 
     def _show(self, parts: Parts) -> None:
         name = "previews/heldout.png"
-        batch = self.data.first_heldout(CLIPS)
-        write_preview(self.job, parts, batch, self.null_text, self.job.out / name)
+        batch = self.data.first_heldout(CLIPS).to(self.device)
+        null_text = self.null_text.to(self.device)
+        write_preview(self.job, parts, batch, null_text, self.job.out / name)
         if self.journal:
             self.journal.write(step=self.job.stage.steps, image=name, name="held-out clips")
 

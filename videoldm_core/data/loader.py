@@ -31,6 +31,16 @@ class Batch:
     sample_ids: Tensor  # int64 (b): step * global_batch + position, on any number of processes
     told: Told | None = None  # labels and boxes; None for a model without such tokens
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device."""
+        return Batch(
+            clip=self.clip.to(device),
+            text=self.text.to(device),
+            stride_index=self.stride_index.to(device),
+            sample_ids=self.sample_ids,
+            told=None if self.told is None else self.told.to(device),
+        )
+
 
 def read_batch(
     store: Store,

@@ -46,7 +46,7 @@ class ReconstructsFrames(Record):
 
     def measure(self, evidence: Evidence) -> Series:
         """Reconstructions by posterior means; no randomness, hence one seed."""
-        vae = load_vae(evidence.parts["vae"])
+        vae = load_vae(evidence.parts["vae"]).to(evidence.device)
         collected: dict[str, list[Tensor]] = {}
         for batch in evidence.heldout:
             frames = batch.clip[:, 0]
@@ -58,7 +58,7 @@ class ReconstructsFrames(Record):
                 ("mean colour", mean),
                 ("bilinear, same compression", small),
             ):
-                collected.setdefault(name, []).append(psnr(decoded, frames))
+                collected.setdefault(name, []).append(psnr(decoded, frames).cpu())
         return {name: torch.cat(values)[None] for name, values in collected.items()}
 
 
@@ -83,8 +83,8 @@ class BeatsLinearDenoiser(Record):
 
     def measure(self, evidence: Evidence) -> Series:
         """Loss of the model and of per-channel Wiener scaling fitted to training latents."""
-        model = load_denoiser(evidence.parts)
-        latents = torch.cat([b.clip for b in evidence.training]) * model.scale
+        model = load_denoiser(evidence.parts).to(evidence.device)
+        latents = torch.cat([b.clip for b in evidence.training()]) * model.scale
         mean = latents.mean(dim=(0, 1, 3, 4)).view(1, 1, -1, 1, 1)
         variance = latents.var(dim=(0, 1, 3, 4)).view(1, 1, -1, 1, 1)
 
@@ -124,7 +124,7 @@ class BeatsBilinear(Record):
 
     def measure(self, evidence: Evidence) -> Series:
         """From the clean low resolution (noise level 0)."""
-        model = load_denoiser(evidence.parts)
+        model = load_denoiser(evidence.parts).to(evidence.device)
 
         def quality(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
             given = clean_low_resolution(self.given, model, batch.clip)

@@ -26,7 +26,8 @@ class Evidence:
     parts: Parts  # of the published stage, inherited ones included
     inherited: Parts  # what it started from
     heldout: list[Batch]  # this process's share of the held-out clips
-    training: list[Batch]  # a few training batches, for what a baseline must fit
+    training: Callable[[], list[Batch]]  # a few batches, for what a baseline must fit
+    device: torch.device = torch.device("cpu")  # where the batches are, and networks are to be
 
 
 def over_seeds(
@@ -39,7 +40,7 @@ def over_seeds(
         for batch in batches:
             rng = SampleRng(seed, "worth", batch.sample_ids)
             for name, values in measure(batch, rng).items():
-                columns.setdefault(name, []).append(values.float())
+                columns.setdefault(name, []).append(values.float().cpu())
         for name, column in columns.items():
             rows.setdefault(name, []).append(torch.cat(column))
     return {name: torch.stack(values) for name, values in rows.items()}
@@ -51,15 +52,17 @@ def levels(
     """(level, clean, noisy, timesteps, target) for every noise level, with noise of its own."""
     clean = model.diffused_of(batch.clip)
     for level in LEVELS:
-        timesteps = torch.full((len(clean),), int(level * model.schedule.timesteps))
-        noise = rng.normal(tuple(clean.shape[1:]))
+        step = int(level * model.schedule.timesteps)
+        timesteps = torch.full((len(clean),), step, device=clean.device)
+        noise = rng.normal(tuple(clean.shape[1:])).to(clean)
         noisy = model.schedule.add_noise(clean, noise, timesteps)
         yield level, clean, noisy, timesteps, model.schedule.target(clean, noise, timesteps)
 
 
 def best_guess(model: Denoiser, noise: Tensor, batch: Batch, given: Given) -> Tensor:
     """The clean clip predicted from noise alone, at the highest level."""
-    timesteps = torch.full((len(noise),), model.schedule.timesteps - 1)
+    last = model.schedule.timesteps - 1
+    timesteps = torch.full((len(noise),), last, device=noise.device)
     label = batch.stride_index if model.told_pass else None
     condition = model.condition(batch.text, batch.told)
     prediction = predict(model.net, noise, timesteps, condition, given, label)

@@ -48,7 +48,7 @@ class BeatsImageModel(Record):
 
     def measure(self, evidence: Evidence) -> Series:
         """Mean loss over the levels, same clips and noise."""
-        model = load_denoiser(evidence.parts)
+        model = load_denoiser(evidence.parts).to(evidence.device)
         nets = {
             "with temporal layers": model.net,
             "image model (alpha = 1)": VideoUNet(model.net.unet),
@@ -94,7 +94,7 @@ class UsesFirstFrames(Record):
 
     def measure(self, evidence: Evidence) -> Series:
         """Mean loss over the levels, on the frames that are predicted in every case."""
-        model = load_denoiser(evidence.parts)
+        model = load_denoiser(evidence.parts).to(evidence.device)
         names = ("masked", "1 frame", "2 frames")
 
         def losses(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
@@ -133,13 +133,13 @@ class UsesKeyFrames(Record):
 
     def measure(self, evidence: Evidence) -> Series:
         """Squared error of the predicted clean latents at the highest noise."""
-        model = load_denoiser(evidence.parts)
+        model = load_denoiser(evidence.parts).to(evidence.device)
 
         def errors(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
             clean = model.diffused_of(batch.clip)
             mask = self.given.mask(clean.shape[1])
             given = clean_key_frames(self.given, model, clean)
-            noise = rng.normal(tuple(clean.shape[1:]))
+            noise = rng.normal(tuple(clean.shape[1:])).to(clean)
             guesses = {
                 "interpolator": best_guess(model, noise, batch, given),
                 "masked": best_guess(model, noise, batch, given.without_context()),
@@ -180,12 +180,12 @@ class SteadierDecoding(Record):
 
     def measure(self, evidence: Evidence) -> Series:
         """Both decoders on the frozen encoder's latents; no randomness, hence one seed."""
-        image = load_vae(evidence.inherited["vae"])
-        tuned = load_vae(evidence.parts["vae"])
+        image = load_vae(evidence.inherited["vae"]).to(evidence.device)
+        tuned = load_vae(evidence.parts["vae"]).to(evidence.device)
         temporal = temporal_decoder_for(tuned, seed=0)
         temporal.load(evidence.parts["temporal_decoder"])
         decoders = {
-            "video decoder": VideoDecoder(tuned, temporal).eval(),
+            "video decoder": VideoDecoder(tuned, temporal.to(evidence.device)).eval(),
             "image decoder": VideoDecoder(image),
         }
         collected: dict[str, list[Tensor]] = {}
@@ -195,8 +195,10 @@ class SteadierDecoding(Record):
             latents = rearrange(latents, "(b t) c h w -> b t c h w", b=len(batch.clip))
             for name, decoder in decoders.items():
                 decoded = decoder(latents)
-                collected.setdefault(f"{name}, flicker", []).append(flicker(decoded, batch.clip))
-                collected.setdefault(f"{name}, PSNR", []).append(psnr(decoded, batch.clip))
+                collected.setdefault(f"{name}, flicker", []).append(
+                    flicker(decoded, batch.clip).cpu()
+                )
+                collected.setdefault(f"{name}, PSNR", []).append(psnr(decoded, batch.clip).cpu())
         return {name: torch.cat(values)[None] for name, values in collected.items()}
 
 
@@ -228,7 +230,7 @@ class SteadierUpscaling(Record):
 
     def measure(self, evidence: Evidence) -> Series:
         """Same clips and noise, independent per frame, for both."""
-        model = load_denoiser(evidence.parts)
+        model = load_denoiser(evidence.parts).to(evidence.device)
         image = VideoUNet(model.net.unet)
         alone = Denoiser(image, model.schedule, model.scale, model.own_vae, model.tokens)
 

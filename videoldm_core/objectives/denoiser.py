@@ -98,7 +98,7 @@ class Denoiser(nn.Module):
     def noise_for(self, clip: Tensor, rng: SampleRng) -> Tensor:
         """Noise of the shape that is diffused of a clip b t c h w."""
         height, width = (side // self.shrinks for side in clip.shape[-2:])
-        return rng.normal((clip.shape[1], self.channels, height, width))
+        return rng.normal((clip.shape[1], self.channels, height, width)).to(clip)
 
     @torch.no_grad()
     def clip_of(self, diffused: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def test_the_linear_baseline_is_the_best_there_is_for_gaussian_latents(image_mod
         parts=image_model,
         inherited={},
         heldout=[gaussian(100)],
-        training=[gaussian(seed) for seed in range(4)],
+        training=lambda: [gaussian(seed) for seed in range(4)],
     )
     series = BeatsLinearDenoiser().measure(evidence)
     schedule = ScheduleConfig(predicts="v_prediction").build()
@@ -66,7 +66,7 @@ def test_the_linear_baseline_is_the_best_there_is_for_gaussian_latents(image_mod
 @torch.no_grad()
 def test_a_new_image_model_does_not_beat_the_linear_denoiser(image_model, gaussian):
     evidence = Evidence(
-        parts=image_model, inherited={}, heldout=[gaussian(1)], training=[gaussian(2)]
+        parts=image_model, inherited={}, heldout=[gaussian(1)], training=lambda: [gaussian(2)]
     )
     proof = BeatsLinearDenoiser()
     series = proof.measure(evidence)
@@ -79,7 +79,7 @@ def test_reconstructions_are_compared_with_as_many_values_as_the_latents_have(
     image_model, random_batch
 ):
     batch = random_batch((3, 1, 3, 16, 24))
-    evidence = Evidence(parts=image_model, inherited={}, heldout=[batch], training=[])
+    evidence = Evidence(parts=image_model, inherited={}, heldout=[batch], training=lambda: [])
     series = ReconstructsFrames().measure(evidence)
     frames = batch.clip[:, 0]
     # 4 x 8 x 12 latent values = 3 colours of 9 x 14 pixels, nearly.
@@ -96,7 +96,7 @@ def test_reconstructions_are_compared_with_as_many_values_as_the_latents_have(
 @torch.no_grad()
 def test_a_new_autoencoder_proves_nothing(image_model, random_batch):
     batch = random_batch((2, 1, 3, 16, 24))
-    evidence = Evidence(parts=image_model, inherited={}, heldout=[batch], training=[])
+    evidence = Evidence(parts=image_model, inherited={}, heldout=[batch], training=lambda: [])
     (claim,) = ReconstructsFrames().claims
     assert not claim.judge("autoencoder", ReconstructsFrames().measure(evidence)).passed
 
@@ -127,7 +127,9 @@ def upscaler(tmp_path: Path) -> dict[str, Path]:
 def test_an_upscaler_of_no_detail_is_exactly_bilinear_and_does_not_pass(upscaler, random_batch):
     batch = random_batch((2, 1, 3, 16, 24))
     proof = BeatsBilinear(given=LowResolution(factor=4, detail_scale=8.0))
-    series = proof.measure(Evidence(parts=upscaler, inherited={}, heldout=[batch], training=[]))
+    series = proof.measure(
+        Evidence(parts=upscaler, inherited={}, heldout=[batch], training=lambda: [])
+    )
     bilinear = psnr(enlarge(shrink(batch.clip, 4), tuple(batch.clip.shape[-2:])), batch.clip)
     assert torch.allclose(series["bilinear"], bilinear.expand(len(SEEDS), -1))
     assert torch.allclose(series["image upscaler"], series["bilinear"], atol=1e-3)

@@ -45,7 +45,7 @@ def with_temporal(
 
 
 def evidence_of(parts: dict[str, Path], batch: Batch) -> Evidence:
-    return Evidence(parts=parts, inherited=parts, heldout=[batch], training=[])
+    return Evidence(parts=parts, inherited=parts, heldout=[batch], training=lambda: [])
 
 
 def means(series: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -164,7 +164,7 @@ def test_the_image_decoder_is_the_inherited_one(image_model, random_batch, tmp_p
     parts = image_model | {n: tmp_path / n for n in ("vae", "temporal_decoder")}
     batch = random_batch((1, 4, 3, 16, 16))
     series = SteadierDecoding().measure(
-        Evidence(parts=parts, inherited=image_model, heldout=[batch], training=[])
+        Evidence(parts=parts, inherited=image_model, heldout=[batch], training=lambda: [])
     )
     untouched = load_vae(image_model["vae"])
     frames = batch.clip[0]

@@ -104,7 +104,13 @@ def test_its_proofs_measure_decoded_frames(parts, random_batch, tmp_path: Path):
     task.save(tmp_path)
     own = parts | {"temporal": tmp_path / "temporal"}
     batch = random_batch((2, 3, 3, SIDE, SIDE))
-    evidence = Evidence(parts=own, inherited=parts, heldout=[batch], training=[batch])
+    evidence = Evidence(
+        parts=own,
+        inherited=parts,
+        heldout=[batch],
+        training=lambda: [batch],
+        device=torch.device("cpu"),
+    )
     images = BeatsBilinear(given=LOW).measure(evidence)
     videos = SteadierUpscaling(given=LOW).measure(evidence)
     for series in (*images.values(), *videos.values()):

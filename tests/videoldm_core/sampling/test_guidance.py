@@ -144,7 +144,7 @@ def test_temporal_layers_read_their_own_texts_in_every_branch(model):
     temporal, null_temporal = values(BATCH, 3, 8, seed=8), values(BATCH, 3, 8, seed=9)
 
     def own(text: Tensor, temporal_text: Tensor, given: Given) -> Tensor:
-        return predict(model.net, NOISY, TIMESTEPS, text, given, LABEL, temporal_text)
+        return predict(model.net, NOISY, TIMESTEPS, text, given, LABEL, temporal_text=temporal_text)
 
     blind = CONTEXT.without_context()
     nothing = own(NULL_TEXT, null_temporal, blind)
