@@ -101,6 +101,7 @@ class Preparation:
 
     def admission(self) -> Made:
         """Decodes every video and says what each stage will see."""
+        from flows.steps import boxed_stages
         from preprocessing.admission import admit
         from preprocessing.sources import find_sources
 
@@ -109,6 +110,7 @@ class Preparation:
             find_sources(self._folder_of_videos(), self.table.vocabulary),
             video=self.table.video,
             windows={stage.name: (stage.frames, stage.strides) for stage in self.table.stages},
+            boxed=boxed_stages(self.table),
             out=out,
             workers=usable_cores(),
             progress=lambda done, total, name: self._progress(done, total),

@@ -81,6 +81,10 @@ def data_steps(foreman: Foreman) -> list[Step]:
     # Only where there are words: a preset without any goes on with what it admitted before.
     has_words = table.labels or table.box_classes
     words = {"vocabulary": table.vocabulary.model_dump(mode="json")} if has_words else {}
+    boxed = boxed_stages(table)
+    words |= {"boxed": boxed} if boxed else {}
+    # The filmed world has the store's rate; a folder admitted before rates counted is due again.
+    rates = {"rates": "mean"} if run.videos else {}
     filming = [] if run.videos else [("videos", "film the driving world", (), _world(run, video))]
     rows: list[tuple[str, str, tuple[str, ...], dict[str, Any]]] = [
         *filming,
@@ -88,7 +92,7 @@ def data_steps(foreman: Foreman) -> list[Step]:
             "admission",
             "admit the videos",
             tuple(name for name, *_ in filming),
-            {"video": video, "stages": strides, "folder": inventory(run.videos), **words},
+            {"video": video, "stages": strides, "folder": inventory(run.videos)} | words | rates,
         ),
         ("text", "build the text tower", (), {"text": text_settings(table)}),
         ("pixels", "write pixel shards", ("admission", "text"), {"video": video}),
@@ -104,6 +108,13 @@ def data_steps(foreman: Foreman) -> list[Step]:
         Step(name=name, title=title, needs=needs, settings=settings, make=partial(prepare, name))
         for name, title, needs, settings in rows
     ]
+
+
+def boxed_stages(table: "Preset") -> list[str]:
+    """The stages that see frames with boxes and no other."""
+    from videoldm_core.handoffs import told_vocabulary
+
+    return [row.name for row in table.stages if row.sees_boxes_only(told_vocabulary(row, table))]
 
 
 def encoder_stage(table: "Preset") -> str:

@@ -4,8 +4,7 @@ Everything follows from decoded frames. A broken video is listed with its reason
 else. Knows no networks and no stores.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,16 +14,15 @@ from preprocessing.admission_record import (
     RECORD_FILE,
     Admission,
     Settings,
-    StageReport,
     VideoReport,
     Window,
 )
+from preprocessing.admission_stages import needed_fps, problem_of, stage_report, unseen_by
 from preprocessing.clips import (
     Clip,
     cut_clips,
     frames_in,
     hold_out,
-    window_count,
     window_frames,
     with_boxes_in_crop,
 )
@@ -50,11 +48,12 @@ class VideoFormat(Protocol):
     def clip_seconds(self) -> float: ...
 
 
-def admit(
+def admit(  # noqa: PLR0913 - one call site; what is admitted, for whom, and where it is told
     sources: Sequence[Source],
     *,
     video: VideoFormat,
     windows: Mapping[str, Window],
+    boxed: Collection[str] = (),
     out: Path,
     workers: int = 1,
     progress: Progress | None = None,
@@ -63,6 +62,7 @@ def admit(
 
     Args:
         windows: stage name -> (frames, strides).
+        boxed: stages of these that see single frames with boxes and no other.
         workers: child processes that decode side by side.
         progress: called with (done, total, name) after every video.
 
@@ -76,12 +76,13 @@ def admit(
         upscale=video.upscale,
         clip_seconds=video.clip_seconds,
         windows={name: (frames, tuple(strides)) for name, (frames, strides) in windows.items()},
+        boxed=tuple(sorted(boxed)),
     )
     _check_clips_hold_windows(settings)
     readable = [source for source in sources if source.digest]
     findings = examine_all(readable, out=out, workers=workers, progress=progress)
     admission = _assess(sources, findings, settings)
-    admission = admission.model_copy(update={"problem": _problem(admission)})
+    admission = admission.model_copy(update={"problem": problem_of(admission)})
     write_text_atomically(out / RECORD_FILE, admission.model_dump_json(indent=1) + "\n")
     thumbnails = {digest: finding.thumbnail for digest, finding in findings.items()}
     write_page(out / PAGE_FILE, admission, thumbnails)
@@ -119,7 +120,12 @@ def _assess(
         for source in sources
         if source.name not in refusals and (probe := findings[source.digest].probe)
     ]
-    held = hold_out(accepted, fps=settings.fps, longest_window=max(spans))
+    held = hold_out(
+        accepted,
+        fps=settings.fps,
+        longest_window=max(spans),
+        needed_fps=max(needed_fps(settings, name) for name in settings.windows),
+    )
     clips = {
         source.name: cut_clips(
             with_boxes_in_crop(source, probe, height=settings.height, width=settings.width),
@@ -148,7 +154,7 @@ def _assess(
         seconds=sum(probe.duration_s for _, probe in accepted),
         train_clips=sum(clip.split == "train" for clip in all_clips),
         heldout_clips=sum(clip.split == "heldout" for clip in all_clips),
-        stages=tuple(_stage(name, all_clips, settings) for name in settings.windows),
+        stages=tuple(stage_report(name, all_clips, settings) for name in settings.windows),
         videos=tuple(reports),
         clips=all_clips,
     )
@@ -205,21 +211,12 @@ def _accepted(
     if source.frames:
         used = sum(len(clip.boxes) for clip in clips)
         notes.append(f"boxes in {len(source.frames)} frames, {used} of them frames of clips")
-    unseen = []
-    for name, (frames, strides) in settings.windows.items():
-        missing = [
-            s for s in strides if not any(window_count(c.frames, frames, [s]) for c in clips)
-        ]
-        if len(missing) == len(strides):
-            unseen.append(name)
-        else:
-            unseen += [f"{name} at stride {stride}" for stride in missing]
     return VideoReport(
         **_identity(source),
         is_accepted=True,
         probe=probe,
         notes=tuple(notes),
-        unseen_by=tuple(unseen),
+        **unseen_by(clips, settings),
         clips=len(clips),
         split="both" if len({clip.split for clip in clips}) > 1 else clips[0].split,
     )
@@ -228,52 +225,3 @@ def _accepted(
 def _identity(source: Source) -> dict[str, Any]:
     told = {"path", "labels", "frames"}
     return {**source.model_dump(exclude=told), "path": str(source.path)}
-
-
-def _stage(name: str, clips: Sequence[Clip], settings: Settings) -> StageReport:
-    frames, strides = settings.windows[name]
-
-    def counts(split: str) -> tuple[int, ...]:
-        of_split = [clip.frames for clip in clips if clip.split == split]
-        return tuple(sum(window_count(n, frames, [s]) for n in of_split) for s in strides)
-
-    return StageReport(
-        name=name,
-        frames=frames,
-        strides=strides,
-        needs_s=window_frames(frames, max(strides)) / settings.fps,
-        train_windows=counts("train"),
-        heldout_windows=counts("heldout"),
-        videos=len({c.source for c in clips if window_count(c.frames, frames, strides)}),
-    )
-
-
-def _problem(admission: Admission) -> str:
-    """Why nothing can be trained from these videos, without the full stop; empty if it can."""
-    if not admission.accepted:
-        categories = Counter(video.category for video in admission.videos)
-        ((category, count),) = categories.most_common(1)
-        example = next(video for video in admission.videos if video.category == category)
-        return (
-            f"None of the {len(admission.videos)} videos can be used, most often because of "
-            f"{category!r} ({count}), as {example.name!r}: {example.reason}; give others"
-        )
-    # The widest first: where it fits, the others do, and its need is the one to tell.
-    for stage in sorted(admission.stages, key=lambda stage: -stage.needs_s):
-        for split, counts in (("train", stage.train_windows), ("heldout", stage.heldout_windows)):
-            for stride, count in zip(stage.strides, counts, strict=True):
-                if not count:
-                    return _no_window(admission, stage, stride, split)
-    return ""
-
-
-def _no_window(admission: Admission, stage: StageReport, stride: int, split: str) -> str:
-    part = {"train": "training", "heldout": "held-out"}[split]
-    lengths = [clip.frames / clip.fps for clip in admission.clips if clip.split == split]
-    longest = f"the longest {part} clip has {max(lengths):.2f} s" if lengths else "there is none"
-    needed_s = window_frames(stage.frames, stride) / admission.settings.fps
-    return (
-        f"Stage {stage.name!r} would see no {part} window: {stage.frames} frames at stride "
-        f"{stride} need {needed_s:.2f} s at {admission.settings.fps:g} frames/s, and {longest}; "
-        f"add videos, at least two of {needed_s:.1f} s or one of {2 * needed_s + 1:.0f} s"
-    )

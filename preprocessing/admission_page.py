@@ -103,11 +103,18 @@ def _stage(stage: StageReport, accepted: int) -> list[str]:
         escape(stage.name),
         str(stage.frames),
         ", ".join(map(str, stage.strides)),
-        f"{stage.needs_s:.2f} s",
+        _needs(stage),
         counts(stage.train_windows),
         counts(stage.heldout_windows),
         f"{stage.videos} of {accepted}",
     ]
+
+
+def _needs(stage: StageReport) -> str:
+    if stage.needs_boxes:
+        return "boxes"
+    rate = f" of {stage.needs_fps:.4g} frames/s" if stage.needs_fps else ""
+    return f"{stage.needs_s:.2f} s{rate}"
 
 
 def _refused(admission: Admission) -> str:
@@ -145,8 +152,13 @@ def _video(video: VideoReport, thumbnail: str) -> list[str]:
     probe = video.probe
     assert probe is not None, "an accepted video was probed"
     notes = [escape(note) for note in video.notes]
-    if video.unseen_by:
-        notes.append(f'<span class="bad">too short for {escape(", ".join(video.unseen_by))}</span>')
+    for reason, stages in (
+        ("too short", video.unseen_by),
+        (f"too slow ({probe.mean_fps:.3g} frames/s)", video.too_slow_for),
+        ("without boxes", video.without_boxes_for),
+    ):
+        if stages:
+            notes.append(f'<span class="bad">{reason} for {escape(", ".join(stages))}</span>')
     listed = "".join(f"<li>{note}</li>" for note in notes)
     caption = f'<div class="quiet">{escape(video.caption)}</div>' if video.caption else ""
     return [

@@ -21,6 +21,7 @@ class Settings(Record):
     upscale: int  # pixel shards are this many times larger
     clip_seconds: float
     windows: dict[str, Window]
+    boxed: tuple[str, ...] = ()  # stages of these that see frames with boxes and no other
 
 
 class VideoReport(Record):
@@ -37,6 +38,8 @@ class VideoReport(Record):
     probe: Probe | None = None
     notes: tuple[str, ...] = ()  # header against frames, damage, enlargement
     unseen_by: tuple[str, ...] = ()  # stages none of whose windows fits into a clip of it
+    too_slow_for: tuple[str, ...] = ()  # stages in whose windows some of its frames would repeat
+    without_boxes_for: tuple[str, ...] = ()  # stages of boxes, where none of its frames has any
     clips: int = 0
     split: str = ""  # train, heldout, or both
 
@@ -48,6 +51,8 @@ class StageReport(Record):
     frames: int
     strides: tuple[int, ...]
     needs_s: float  # clip length below which the widest window does not fit
+    needs_fps: float = 0.0  # of a video, below which some window shows no motion; 0: any
+    needs_boxes: bool = False  # its windows are the frames with boxes
     train_windows: tuple[int, ...]  # per stride
     heldout_windows: tuple[int, ...]
     videos: int  # that at least one window comes from

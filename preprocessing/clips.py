@@ -12,6 +12,7 @@ from preprocessing.fit import box_in_crop
 from preprocessing.sidecars import TimedBoxes
 from preprocessing.sources import Source, digest_of_text
 from videoldm_core.annotations import Annotations, BoxedFrame
+from videoldm_core.data.plan import keeps_up
 from videoldm_core.records import Record
 
 Split = Literal["train", "heldout"]
@@ -55,11 +56,6 @@ def window_frames(frames: int, stride: int) -> int:
     return (frames - 1) * stride + 1
 
 
-def window_count(clip_frames: int, frames: int, strides: Sequence[int]) -> int:
-    """Places where a window fits into a clip, over all strides."""
-    return sum(max(0, clip_frames - window_frames(frames, stride) + 1) for stride in strides)
-
-
 def cut_clips(
     source: Source,
     probe: Probe,
@@ -83,6 +79,7 @@ def cut_clips(
         is_held = held is not None and source.digest in held.whole
         parts = [((0.0, probe.duration_s), "heldout" if is_held else "train")]
     longest = max(1, round(clip_seconds * fps))
+    source_fps = None if keeps_up(probe.mean_fps, fps) else round(probe.mean_fps, 3)
     clips = []
     for (start_s, end_s), split in parts:
         total = frames_in(end_s - start_s, fps)
@@ -90,7 +87,8 @@ def cut_clips(
             frames = min(longest, total - first)
             if frames >= min_frames:
                 clip = _clip(source, start_s + first / fps, fps, frames=frames, split=split)
-                clips.append(clip.model_copy(update={"boxes": boxed_frames(source.frames, clip)}))
+                told = {"boxes": boxed_frames(source.frames, clip), "source_fps": source_fps}
+                clips.append(clip.model_copy(update=told))
     return clips
 
 
@@ -138,15 +136,25 @@ def _clip(source: Source, start_s: float, fps: float, *, frames: int, split: Spl
     )
 
 
-def hold_out(videos: Sequence[tuple[Source, Probe]], *, fps: float, longest_window: int) -> HoldOut:
+def hold_out(
+    videos: Sequence[tuple[Source, Probe]],
+    *,
+    fps: float,
+    longest_window: int,
+    needed_fps: float = 0.0,
+) -> HoldOut:
     """Decides what is kept from training, from the videos' digests alone, never from their order.
 
     Args:
         longest_window: clip frames that the widest window of any stage spans; both parts of a
             divided timeline must hold one.
+        needed_fps: of a video, for every stage to see motion in it; where several videos have
+            as much, some of these are held out.
     """
     needed_s = longest_window / fps
-    long_enough = [source for source, probe in videos if probe.duration_s + 1e-6 >= needed_s]
+    long = [(source, probe) for source, probe in videos if probe.duration_s + 1e-6 >= needed_s]
+    fast = [source for source, probe in long if keeps_up(probe.mean_fps, needed_fps)]
+    long_enough = fast if len(fast) >= 2 else [source for source, _ in long]
     if len(videos) >= WHOLE_VIDEOS_FROM:
         return _whole_videos([source for source, _ in videos], long_enough)
     spans = {}

@@ -40,6 +40,11 @@ class Probe(Record):
     header_duration_s: float | None
     warnings: tuple[str, ...] = ()  # differences between header and frames, damage, oddities
 
+    @property
+    def mean_fps(self) -> float:
+        """Frames shown per second, over the whole video; of a variable rate, the mean."""
+        return self.frames / self.duration_s
+
 
 def frame_times(path: Path) -> list[float]:
     """When every frame is shown, in seconds after the first shown frame."""

@@ -61,7 +61,7 @@ def plan_units(clips: Sequence[Clip], storage: Storage, *, clips_per_shard: int)
     """Adds units for clips that are in none, and returns the units that some of `clips` is in.
 
     Finished shards are never planned again: adding ten videos encodes ten videos. A clip whose
-    caption, labels or boxes changed is a new one; copies of one video are one.
+    caption, labels, boxes or source's rate changed is a new one; copies of one video are one.
     """
     clips = _without_copies(clips)
     plan = _read_plan(storage)
@@ -163,7 +163,8 @@ def info_of(clip: Clip) -> ClipInfo:
 
 def _what(clip: Clip | ClipInfo) -> Hashable:
     """What makes a stored sample the one that is wanted."""
-    return clip.key, clip.caption, tuple(sorted(clip.labels.items())), clip.boxes
+    labels = tuple(sorted(clip.labels.items()))
+    return clip.key, clip.caption, labels, clip.boxes, clip.source_fps
 
 
 def _without_copies(clips: Sequence[Clip]) -> list[Clip]:

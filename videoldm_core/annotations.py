@@ -125,19 +125,22 @@ class Vocabulary(Record):
 
 
 class Annotations(Record):
-    """The part of a clip's record that is about annotations; written only where there are any.
+    """The part of a clip's record that few clips have; written only where there is any.
 
     So the bytes of a store whose clips have none are what they were before there were any.
     """
 
     labels: dict[str, str] = {}  # name -> value; a missing one is unknown
     boxes: tuple[BoxedFrame, ...] = ()  # the annotated frames, in order
+    # Mean frames per second of the video it was cut from, where they are fewer than the clip's, so
+    # that some of its frames stand several times; None: there are as many (see plan.keeps_up).
+    source_fps: float | None = None
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: Any) -> dict[str, Any]:
         written = handler(self)
-        for name in ("labels", "boxes"):
-            if not getattr(self, name):
+        for name, field in Annotations.model_fields.items():
+            if getattr(self, name) == field.default:
                 written.pop(name, None)
         return written
 

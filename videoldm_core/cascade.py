@@ -42,7 +42,13 @@ class VideoFormat(Record):
 
 
 class Stage(Record):
-    """One model of the cascade: trained, or brought by the user."""
+    """One model of the cascade: trained, or brought by the user.
+
+    A stage sees only motion that its videos have: a window at stride s of F frames per second needs
+    a video of F / s, else its frames would repeat and the model would learn to stand still. So in a
+    store of 30, key frames come from videos of 10 too, and interpolation from those of 30 (§4.1).
+    Nothing turns this off; single frames come from every video.
+    """
 
     name: str
     paper: str  # section and equation it comes from
@@ -67,6 +73,10 @@ class Stage(Record):
     warmup: int = 0  # steps in which the learning rate rises from 0
     cooldown: int = 0  # last steps, in which it falls to 0
     ema: float = 0.9999  # decay of the published average
+
+    def sees_boxes_only(self, told: Vocabulary | None) -> bool:
+        """Whether the stage, told of its clips by tokens of `told`, sees only frames with boxes."""
+        return told is not None and bool(told.box_classes) and self.frames == 1
 
     def identity(self) -> dict[str, Any]:
         """The row as JSON, as far as it decides the weights: files by their content.

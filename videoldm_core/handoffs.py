@@ -1,5 +1,6 @@
 """What stages hand to one another, checked on the table alone, before anything is trained."""
 
+from videoldm_core.annotations import Vocabulary
 from videoldm_core.cascade import Preset, Stage
 from videoldm_core.errors import UserError
 from videoldm_core.objectives.autoencoding import Autoencoding
@@ -58,6 +59,22 @@ def needed_parts(stage: Stage) -> set[str]:
     if "tokens" in stage.trains and objective.tokens is None:
         needed.add("tokens")
     return needed if objective.unet else needed | {"unet", "scheduler"}
+
+
+def told_vocabulary(stage: Stage, table: Preset) -> Vocabulary | None:
+    """What a stage's model will be told by tokens, its own or inherited; None: nothing.
+
+    Says before anything is trained what stage_data.vocabulary_of says when it is.
+    """
+    return _tokens_of(stage, table) if isinstance(stage.objective, Denoising) else None
+
+
+def _tokens_of(stage: Stage, table: Preset) -> Vocabulary | None:
+    """The words of the tokens that a stage publishes or hands on; a later parent's win."""
+    if isinstance(stage.objective, Denoising) and stage.objective.tokens is not None:
+        return stage.objective.tokens
+    inherited = [_tokens_of(table.stage(parent), table) for parent in stage.starts_from]
+    return next((tokens for tokens in reversed(inherited) if tokens is not None), None)
 
 
 def _check_alpha(stage: Stage, table: Preset) -> None:

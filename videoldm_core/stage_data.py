@@ -33,7 +33,7 @@ class StageData:
         boxes, every frame that has them.
         """
         stage = self._job.stage
-        if self.vocabulary is not None and self.vocabulary.box_classes and stage.frames == 1:
+        if stage.sees_boxes_only(self.vocabulary):
             return BoxedFrames(self.store, split=split)
         return Windows(self.store, frames=stage.frames, strides=stage.strides, split=split)
 

@@ -80,12 +80,13 @@ def folder(tmp_path, counting_video):
 def admit_folder(_few_processes, folder, tmp_path):
     """Admits `sources`, else the folder's, for three small stages."""
 
-    def run(*, sources=None, windows=WINDOWS, progress=None, **changes):
+    def run(*, sources=None, windows=WINDOWS, boxed=(), progress=None, **changes):
         video = {"fps": 8.0, "height": 24, "width": 32, "upscale": 2, "clip_seconds": 3.0}
         return admit(
             find_sources(folder) if sources is None else sources,
             video=SimpleNamespace(**{**video, **changes}),
             windows=windows,
+            boxed=boxed,
             out=tmp_path / "out",
             workers=2,
             progress=progress,

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.clips import HoldOut, cut_clips, hold_out, window_count, window_frames
+from preprocessing.clips import HoldOut, cut_clips, hold_out, window_frames
 from preprocessing.decode import Probe
 from preprocessing.sources import Source
+from videoldm_core.data.plan import window_count
 
 
 def source(name="a.mp4"):
@@ -79,9 +80,9 @@ def test_keys_tell_clips_apart_and_are_the_same_every_time():
 
 def test_windows_are_counted_by_the_places_they_fit():
     assert window_frames(5, 16) == 65
-    assert window_count(65, 5, (16,)) == 1
-    assert window_count(64, 5, (16,)) == 0
-    assert window_count(20, 5, (4, 1)) == 4 + 16
+    for frames, stride, count in ((65, 16, 1), (64, 16, 0), (20, 4, 4), (20, 1, 16)):
+        (clip,) = cut(frames / 16, clip_seconds=5)
+        assert window_count(clip, frames=5, stride=stride) == count
 
 
 def test_with_many_videos_about_one_in_six_is_held_out_whole():

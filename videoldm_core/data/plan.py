@@ -13,6 +13,9 @@ import numpy as np
 from videoldm_core.annotations import BoxedFrame
 from videoldm_core.errors import UserError
 
+# Of a rate, that may be missing: 29.97 is taken for 30, 23.976 for 24, and 24 is not for 25.
+RATE_TOLERANCE = 0.02
+
 
 class HasFrames(Protocol):
     """The part of a sample that decides its windows."""
@@ -22,6 +25,12 @@ class HasFrames(Protocol):
 
     @property
     def split(self) -> str: ...
+
+    @property
+    def fps(self) -> float: ...
+
+    @property
+    def source_fps(self) -> float | None: ...
 
 
 class HasSamples(Protocol):
@@ -54,8 +63,48 @@ class Window(NamedTuple):
     stride_index: int  # place of `stride` in Windows.strides
 
 
+def keeps_up(source_fps: float, fps: float) -> bool:
+    """Whether a video of `source_fps` frames per second has a frame of its own for every frame at
+    `fps`. Of a variable rate it is the mean: who stands still for long is too slow everywhere.
+    """
+    return source_fps >= fps * (1 - RATE_TOLERANCE)
+
+
+def shows_motion(clip: HasFrames, stride: int) -> bool:
+    """Whether the clip's source has a frame of its own for every frame at `stride`.
+
+    Otherwise some neighbours are copies, and what is learned from them is to stand still. So
+    1.875 key frames per second are learned from videos of 10 too, and interpolation to 30 only from
+    videos of 30 (§4.1: most of the driving videos have 10).
+    """
+    return clip.source_fps is None or keeps_up(clip.source_fps * stride, clip.fps)
+
+
+def window_count(clip: HasFrames, *, frames: int, stride: int) -> int:
+    """Windows of `frames` frames at `stride` in one clip: none where its source is too slow for
+    them to show motion. A single frame shows none, and is taken from any source.
+    """
+    if frames > 1 and not shows_motion(clip, stride):
+        return 0
+    return max(0, clip.frames - (frames - 1) * stride)
+
+
+def why_too_slow(clips: Sequence[HasFrames], *, frames: int, stride: int) -> str:
+    """Why clips that are long enough hold no window at `stride`, and what to do; no full stop."""
+    rates = [(clip.source_fps, clip.fps) for clip in clips if clip.source_fps is not None]
+    assert len(rates) == len(clips), "a source that keeps up is not too slow"
+    fastest, fps = max(rates)
+    return (
+        f"{frames} frames at stride {stride} need videos of {fps / stride:.4g} frames/s, and the "
+        f"fastest that is long enough has {fastest:.4g}, so that frames would repeat; add videos "
+        f"of {fps / stride:.4g} frames/s, set video.fps to {fastest * stride:.4g}, or choose "
+        "larger strides for this stage"
+    )
+
+
 class Windows:
-    """Every window of `frames` frames at one of `strides` that fits into a clip of `split`.
+    """Every window of `frames` frames at one of `strides` in the clips of `split`: where it fits,
+    and where the clip's source shows the motion in it (`window_count`).
 
     Windows are numbered stride by stride, then clip by clip, then by start. Only cumulative counts
     are kept.
@@ -63,16 +112,19 @@ class Windows:
 
     def __init__(self, store: HasSamples, *, frames: int, strides: Sequence[int], split: str):
         self.frames, self.strides, self.split = frames, tuple(strides), split
-        of_split = [(i, s.frames) for i, s in enumerate(store.samples) if s.split == split]
-        table = np.array(of_split, dtype=np.int64).reshape(-1, 2)
-        self._samples, lengths = table[:, 0], table[:, 1]
-        starts = [np.maximum(lengths - (frames - 1) * stride, 0) for stride in self.strides]
+        of_split = [(i, s) for i, s in enumerate(store.samples) if s.split == split]
+        self._samples = np.array([i for i, _ in of_split], np.int64)
+        clips = [clip for _, clip in of_split]
+        starts = [
+            np.array([window_count(clip, frames=frames, stride=stride) for clip in clips], np.int64)
+            for stride in self.strides
+        ]
         self._ends = [np.cumsum(counts) for counts in starts]
         self.counts = tuple(int(counts.sum()) for counts in starts)
         self._firsts = np.concatenate([[0], np.cumsum(self.counts)])
         for stride, count in zip(self.strides, self.counts, strict=True):
             if count == 0:
-                raise UserError(self._why_none(stride, lengths))
+                raise UserError(self._why_none(stride, clips))
 
     def __len__(self) -> int:
         return int(self._firsts[-1])
@@ -100,11 +152,15 @@ class Windows:
         interleaved = [row[i] for i in range(rounds) for row in spread if i < len(row)]
         return interleaved[:count]
 
-    def _why_none(self, stride: int, lengths: np.ndarray) -> str:
+    def _why_none(self, stride: int, clips: Sequence[HasFrames]) -> str:
         needed = (self.frames - 1) * stride + 1
+        slow = [clip for clip in clips if clip.frames >= needed]
+        if slow:
+            why = why_too_slow(slow, frames=self.frames, stride=stride)
+            return f"The {self.split} split has no window that shows motion: {why}."
         longest = (
-            f"the longest of its {len(lengths)} clips has {lengths.max()}"
-            if len(lengths)
+            f"the longest of its {len(clips)} clips has {max(clip.frames for clip in clips)}"
+            if clips
             else "it has no clip"
         )
         return (
@@ -146,6 +202,8 @@ class _Lengths:
 class _Length(NamedTuple):
     frames: int
     split: str
+    fps: float = 1.0
+    source_fps: None = None  # single frames are taken from any source
 
 
 class Plan:

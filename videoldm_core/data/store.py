@@ -53,6 +53,7 @@ class Sample:
     start_s: float
     labels: dict[str, str]
     boxes: tuple[BoxedFrame, ...]
+    source_fps: float | None  # mean rate of a video slower than the store; None: fast enough
     shard: int  # place in Store.index.shards
     members: dict[str, tuple[int, int]]  # name -> (offset, size) in bytes
 

@@ -24,6 +24,8 @@ class Clip:
     frames: int
     split: str = "train"
     boxes: tuple[BoxedFrame, ...] = field(default=())
+    fps: float = 16
+    source_fps: float | None = None
 
 
 @dataclass

@@ -16,6 +16,8 @@ from videoldm_core.errors import UserError
 class Clip:
     frames: int
     split: str = "train"
+    fps: float = 30
+    source_fps: float | None = None
 
 
 @dataclass
