@@ -107,7 +107,9 @@ class Preparation:
 
         out = self.run.out
         admit(
-            find_sources(self._folder_of_videos(), self.table.vocabulary),
+            find_sources(
+                self._folder_of_videos(), self.table.vocabulary, digests=out / "digests.json"
+            ),
             video=self.table.video,
             windows={stage.name: (stage.frames, stage.strides) for stage in self.table.stages},
             boxed=boxed_stages(self.table),

@@ -9,10 +9,10 @@ import io
 import logging
 from pathlib import Path
 
+from preprocessing.digests import Digests
 from preprocessing.sidecars import TimedBoxes, read_sidecar
 from videoldm_core.annotations import Vocabulary
 from videoldm_core.errors import UserError
-from videoldm_core.files import sha256_of_file
 from videoldm_core.records import Record
 
 _VIDEO_KINDS = "3g2 3gp asf avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv"
@@ -35,7 +35,9 @@ class Source(Record):
     frames: tuple[TimedBoxes, ...] = ()  # in which boxes are annotated
 
 
-def find_sources(folder: Path, vocabulary: Vocabulary = NO_WORDS) -> list[Source]:
+def find_sources(
+    folder: Path, vocabulary: Vocabulary = NO_WORDS, *, digests: Path | None = None
+) -> list[Source]:
     """Every video file below `folder`, in name order.
 
     A caption comes from NAME.txt beside NAME.mp4, else from captions.csv at the folder's top
@@ -43,28 +45,30 @@ def find_sources(folder: Path, vocabulary: Vocabulary = NO_WORDS) -> list[Source
 
     Args:
         vocabulary: the labels and classes that exist; without any, no NAME.json is read.
+        digests: where digests are kept, so that unchanged files are not read again (digests.py).
 
     Raises:
-        UserError: the folder is missing or holds no video file, or captions, labels or boxes
-            cannot be read.
+        UserError: the folder is missing or holds no video file, captions, labels or boxes cannot
+            be read, or the digests cannot be written.
     """
     paths = _video_paths(folder)
     table = _read_captions(folder)
     names = {path.relative_to(folder).as_posix(): path for path in paths}
     _check_captions_meet_videos(folder, table, set(names))
     known = {name: read_sidecar(path, vocabulary) for name, path in names.items()}
-    return [
-        Source(
-            name=name,
-            path=path,
-            size=path.stat().st_size,
-            digest=_digest(path),
-            caption=_caption_beside(path) or table.get(name, ""),
-            labels=known[name][0],
-            frames=known[name][1],
-        )
-        for name, path in sorted(names.items())
-    ]
+    with Digests(digests) as of_files:
+        return [
+            Source(
+                name=name,
+                path=path,
+                size=path.stat().st_size,
+                digest=_digest(path, of_files),
+                caption=_caption_beside(path) or table.get(name, ""),
+                labels=known[name][0],
+                frames=known[name][1],
+            )
+            for name, path in sorted(names.items())
+        ]
 
 
 def _video_paths(folder: Path) -> list[Path]:
@@ -95,9 +99,9 @@ def _video_paths(folder: Path) -> list[Path]:
     return videos
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, of_files: Digests) -> str:
     try:
-        return sha256_of_file(path)
+        return of_files.of(path)
     except OSError as error:
         _log.warning("%s cannot be read: %s", path, error)
         return ""

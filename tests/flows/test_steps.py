@@ -6,9 +6,9 @@ from flows.config import load_run, table_of
 from flows.dag import Step, ancestors, in_order
 from flows.launch.local import LocalLauncher
 from flows.stages import Foreman
-from flows.steps import cascade_steps, encoder_stage
+from flows.steps import boxed_stages, cascade_steps, encoder_stage
 from flows.tracking import Tracker
-from videoldm_core.annotations import LabelKind
+from videoldm_core.annotations import LabelKind, Vocabulary
 
 
 def steps_of(tmp_path, *overrides: str, table=None) -> dict[str, Step]:
@@ -85,6 +85,26 @@ def test_other_words_admit_again_and_a_preset_without_words_admits_as_before(tmp
         told = table.model_copy(update={"labels": (kind,)})
         settings = steps_of(tmp_path, table=told)["admission"].settings
         assert settings["vocabulary"]["labels"] == [kind.model_dump(mode="json")]
+
+
+def test_a_stage_of_boxes_is_admitted_for_by_its_boxes(tmp_path):
+    table = table_of(load_run("tiny"))
+    objective = table.stage("image").objective.model_copy(
+        update={"tokens": Vocabulary(box_classes=("car",))}
+    )
+    rows = [
+        row.model_copy(update={"objective": objective}) if row.name == "image" else row
+        for row in table.stages
+    ]
+    told = table.model_copy(update={"stages": tuple(rows), "box_classes": ("car",)})
+    assert boxed_stages(told) == ["image"]
+    assert boxed_stages(table) == []
+    assert steps_of(tmp_path, table=told)["admission"].settings["boxed"] == ["image"]
+
+
+def test_videos_admitted_before_their_rates_counted_are_admitted_again(tmp_path):
+    (tmp_path / "mine").mkdir()
+    assert "rates" in steps_of(tmp_path, f"videos={tmp_path / 'mine'}")["admission"].settings
 
 
 def test_another_role_makes_the_sample_due(tmp_path):

@@ -1,12 +1,12 @@
 """How often a video really shows a new frame, and which stages see its motion because of it."""
 
 import json
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from preprocessing.clips import cut_clips, hold_out
+from preprocessing.clips import Clip, cut_clips, hold_out
 from preprocessing.decode import probe_video
 from preprocessing.shard import info_of, plan_units
 from preprocessing.sources import find_sources
@@ -19,10 +19,16 @@ NTSC = 30_000 / 1001
 WORDS = Vocabulary(box_classes=("car",))
 
 
-def clips_of(path, *, fps, **options):
+@dataclass
+class Store:
+    """As much of a store as a plan needs."""
+
+    samples: tuple[Clip, ...]
+
+
+def clips_of(path, *, fps):
     (source,) = (s for s in find_sources(path.parent) if s.path == path)
-    options = {"clip_seconds": 4, "min_frames": 1} | options
-    return cut_clips(source, probe_video(path), fps=fps, **options)
+    return cut_clips(source, probe_video(path), fps=fps, clip_seconds=4, min_frames=1)
 
 
 @pytest.fixture
@@ -80,7 +86,7 @@ def test_ticks_of_a_container_do_not_make_a_source_slow(tmp_path, varying):
 
 def windows_of(admission, stage, split):
     """What training makes of the admitted clips."""
-    store = SimpleNamespace(samples=admission.clips)
+    store = Store(admission.clips)
     if stage.needs_boxes:
         return BoxedFrames(store, split=split)
     return Windows(store, frames=stage.frames, strides=stage.strides, split=split)

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from videoldm_core.annotations import Vocabulary
 from videoldm_core.cascade import Preset, preset
 from videoldm_core.errors import UserError
-from videoldm_core.handoffs import check_handoffs
+from videoldm_core.handoffs import check_handoffs, told_vocabulary
 
 NAMES = ("tiny", "driving", "text_to_video")
 
@@ -49,3 +50,31 @@ def test_another_layout_of_alpha_is_refused():
     objective = table.stage("predictor").objective.model_copy(update={"alpha": "scalar"})
     with pytest.raises(UserError, match=r"'predictor' \(scalar alpha.*'temporal' \(per_frame"):
         check_handoffs(changed("driving", "predictor", objective=objective))
+
+
+def test_what_a_stage_is_told_is_its_own_or_inherited():
+    table = preset("driving")
+    words = Vocabulary(labels=table.labels)
+    told = {stage.name for stage in table.stages if told_vocabulary(stage, table) == words}
+    assert told == {"image", "temporal", "predictor", "interpolator"}
+    assert told_vocabulary(table.stage("upscaler"), table) is None
+    assert told_vocabulary(table.stage("decoder"), table) is None, "a decoder reads no tokens"
+
+
+def test_of_two_parents_the_later_ones_words_are_told():
+    boxes = Vocabulary(box_classes=("car",))
+    objective = preset("driving").stage("temporal").objective
+    table = changed("driving", "temporal", objective=objective.model_copy(update={"tokens": boxes}))
+    both = table.stage("predictor").model_copy(update={"starts_from": ("image", "temporal")})
+    assert told_vocabulary(both, table) == boxes
+    back = both.model_copy(update={"starts_from": ("temporal", "image", "upscaler")})
+    assert told_vocabulary(back, table) == told_vocabulary(table.stage("image"), table)
+
+
+def test_only_single_frames_are_drawn_for_their_boxes():
+    image = preset("driving").stage("image")
+    boxes = Vocabulary(box_classes=("car",))
+    assert image.sees_boxes_only(boxes)
+    assert not image.model_copy(update={"frames": 2}).sees_boxes_only(boxes)
+    assert not image.sees_boxes_only(Vocabulary(labels=preset("driving").labels))
+    assert not image.sees_boxes_only(None)

@@ -18,7 +18,7 @@ from videoldm_core.data.shards import (
     StoreIdentity,
 )
 from videoldm_core.errors import UserError
-from videoldm_core.handoffs import check_handoffs
+from videoldm_core.handoffs import check_handoffs, told_vocabulary
 from videoldm_core.job import Job
 from videoldm_core.metrics.image_proofs import BeatsLinearDenoiser
 from videoldm_core.metrics.video_proofs import BeatsImageModel, UsesFirstFrames
@@ -163,6 +163,10 @@ def test_a_stage_of_boxes_sees_annotated_frames_alone_and_its_heirs_see_all(
     (tmp_path / "tokens").mkdir()
     (tmp_path / "tokens" / "tokens.json").write_text(WORDS.model_dump_json())
     heir = StageData(job_of(VIDEO, {"tokens": tmp_path / "tokens"}), rank=0, world=1)
+    first = IMAGE.model_copy(update={"starts_from": ()})
+    both = preset("driving").model_copy(update={"stages": (first, VIDEO)})
+    planned = [told_vocabulary(stage, both) for stage in both.stages]
+    assert planned == [data.vocabulary, heir.vocabulary], "as was said before training"
     assert heir.windows("train").counts == (3 * 4,)
     (batch,) = heir.heldout(1)
     assert batch.told is not None
@@ -207,7 +211,7 @@ def test_proofs_tell_the_model_what_the_clips_are_told(
         job_of(VIDEO.model_copy(update={"objective": IMAGE.objective})), rank=0, world=1
     )
     evidence = Evidence(
-        parts={}, inherited={}, heldout=data.heldout(1), training=data.training_clips()
+        parts={}, inherited={}, heldout=data.heldout(1), training=data.training_clips
     )
     with torch.no_grad():
         assert proof.measure(evidence)

@@ -1,0 +1,96 @@
+"""Digests of files that did not change since they were last read, kept in one small file.
+
+A folder of a million videos is read once, not in every run. Whatever is doubtful is read again.
+"""
+
+import logging
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from videoldm_core.files import sha256_of_file, write_text_atomically
+from videoldm_core.records import Record
+
+SAVE_EVERY_S = 60.0  # what a killed run has read so far is not read again
+# Until a file is this old it may change once more within one tick of its file system's clock.
+SETTLED_NS = 2_000_000_000
+
+_log = logging.getLogger(__name__)
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Known = tuple[int, int, Digest]  # size in bytes, time of change in ns, SHA-256
+
+
+class _File(Record):
+    """What the file of digests holds."""
+
+    format: Literal[1] = 1
+    files: dict[str, Known] = {}
+
+
+class Digests:
+    """Digests by path, size and time of change; use as a context manager, which keeps them.
+
+    Files that were not asked about are forgotten.
+
+    Args:
+        path: where they are kept between runs; None: nowhere. What cannot be read there counts as
+            nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._known = _read(path) if path else {}
+        self._asked: dict[str, Known] = {}
+        self._saved_at = time.monotonic()
+
+    def of(self, path: Path) -> str:
+        """Hex SHA-256 of a file, read only if it is not known.
+
+        Raises:
+            OSError: it cannot be read.
+            UserError: the digests cannot be written.
+        """
+        # Names need not be UTF-8, JSON must be.
+        name = str(path.absolute()).encode(errors="backslashreplace").decode()
+        before = path.stat()
+        state = before.st_size, before.st_mtime_ns
+        known = self._known.get(name)
+        if known is not None and known[:2] == state:
+            self._asked[name] = known
+            return known[2]
+        digest = sha256_of_file(path)
+        after = path.stat()
+        is_settled = time.time_ns() - after.st_mtime_ns > SETTLED_NS
+        if is_settled and (after.st_size, after.st_mtime_ns) == state:
+            self._asked[name] = (*state, digest)
+        if time.monotonic() - self._saved_at > SAVE_EVERY_S:
+            self._save(self._known | self._asked)
+        return digest
+
+    def _save(self, files: dict[str, Known]) -> None:
+        if self._path and files != self._known:
+            write_text_atomically(self._path, _File(files=files).model_dump_json() + "\n")
+        self._known, self._saved_at = files, time.monotonic()
+
+    def __enter__(self) -> "Digests":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        # Interrupted: of the files that were not asked about yet, what was known stays known.
+        self._save(self._asked if error is None else self._known | self._asked)
+
+
+def _read(path: Path) -> dict[str, Known]:
+    try:
+        return _File.model_validate_json(path.read_bytes()).files
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValidationError):
+        _log.info("%s cannot be read; every file is read again", path)
+        return {}
