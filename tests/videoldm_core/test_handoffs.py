@@ -8,7 +8,7 @@ from videoldm_core.cascade import Preset, preset
 from videoldm_core.errors import UserError
 from videoldm_core.handoffs import check_handoffs
 
-NAMES = ("tiny", "driving", "text_to_video")
+NAMES = ("tiny", "driving", "driving_scenarios", "text_to_video")
 
 
 def changed(name: str, stage: str, **fields: Any) -> Preset:
