@@ -152,7 +152,7 @@ def _denoising(stage: Stage, objective: Denoising, inherited: Configs) -> StageN
     unet = (
         objective.unet.build(0)
         if objective.unet
-        else UNet2DConditionModel.from_config(_config("unet", stage, inherited))
+        else _from_config(UNet2DConditionModel, "unet", stage, inherited)
     )
     config = objective.temporal_config(
         frames=stage.frames, channels=unet.config.out_channels, strides=len(stage.strides)
@@ -163,12 +163,12 @@ def _denoising(stage: Stage, objective: Denoising, inherited: Configs) -> StageN
     trainable_parameters(net, [m for name in stage.trains if (m := modules[name]) is not None])
     beside = ()
     if "own_vae" in inherited:
-        beside = (AutoencoderKL.from_config(dict(inherited["own_vae"])),)
+        beside = (_from_config(AutoencoderKL, "own_vae", stage, inherited),)
     return StageNetworks({"denoiser": net}, beside, {"unet": dict(unet.config)})
 
 
 def _decoding(stage: Stage, objective: TemporalDecoding, inherited: Configs) -> StageNetworks:
-    vae = AutoencoderKL.from_config(_config("vae", stage, inherited))
+    vae = _from_config(AutoencoderKL, "vae", stage, inherited)
     temporal = temporal_decoder_for(vae, seed=0)
     decoder = VideoDecoder(vae, temporal)
     trainable_parameters(decoder, [decoder.decoder, temporal])
@@ -176,13 +176,20 @@ def _decoding(stage: Stage, objective: TemporalDecoding, inherited: Configs) -> 
     return StageNetworks({"decoder": decoder, "critic": critic}, (vae.encoder,))
 
 
-def _config(part: str, stage: Stage, inherited: Configs) -> dict[str, Any]:
+def _from_config(kind: Any, part: str, stage: Stage, inherited: Configs) -> Any:
     if part not in inherited:
         raise UserError(
-            f"Nothing says yet how large the {part} is that the stage {stage.name!r} starts from; "
-            "name the model that is brought: pretrained.STAGE=FOLDER."
+            f"The size of the {part} that the stage {stage.name!r} starts from is not known: "
+            f"{', '.join(stage.starts_from) or 'no stage'} does not say it."
         )
-    return dict(inherited[part])
+    try:
+        return kind.from_config(dict(inherited[part]))
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"The config of the {part} that the stage {stage.name!r} starts from describes no "
+            f"{kind.__name__}: {reason}; expected a diffusers config.json."
+        ) from None
 
 
 def _brought_configs(name: str, objective: Brought) -> dict[str, Mapping[str, Any]]:
