@@ -98,9 +98,7 @@ def on_accelerator(
     compiled = copy.deepcopy(ours)
     compiled.encoder.compile(dynamic=False)
     ways = {
-        "diffusers, float32": Way(
-            as_users_write_it(vae, frames[:8], torch.float32), 8, "float32"
-        ),
+        "diffusers, float32": Way(as_users_write_it(vae, frames[:8], torch.float32), 8, "float32"),
         "diffusers, bf16": Way(as_users_write_it(vae, frames[:8], torch.bfloat16), 8, "bf16"),
     }
     for batch in batches:

@@ -79,9 +79,7 @@ class Step:
     """A model with an optimizer, and a batch to take steps on."""
 
     def __init__(self, shape: Shape, where: torch.device, way: Way) -> None:
-        net = video_unet(
-            shape, where, trains_all=way.trains_all, checkpointing=way.checkpointing
-        )
+        net = video_unet(shape, where, trains_all=way.trains_all, checkpointing=way.checkpointing)
         with where:
             self.noisy = torch.randn(1, shape.frames, 4, *shape.latents)
             self.text = torch.randn(1, 77, shape.text)

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from videoldm_core.cascade import Preset
+from videoldm_core.cascade import Preset, Stage
 from videoldm_core.errors import UserError
-from videoldm_core.stage_networks import StageNetworks, inputs_on_meta, table_on_meta
+from videoldm_core.models.perceptual import Perceptual
+from videoldm_core.stage_networks import Configs, StageNetworks, inputs_on_meta, table_on_meta
 from videoldm_core.training.live_memory import activation_bytes
 from videoldm_core.training.memory import (
     FLOAT32,
@@ -16,6 +19,7 @@ from videoldm_core.training.memory import (
     ZeroStage,
     held_memory,
 )
+from videoldm_core.training.start import hold_frozen_in_bf16
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class StageMemory:
     stage: str
     frozen: int = 0  # parameters
     trained: int = 0
-    held: dict[ZeroStage, int] = field(default_factory=dict)  # bytes per process that stay from step to step
+    held: dict[ZeroStage, int] = field(default_factory=dict)  # bytes per process, between steps
     activations: int = 0  # bytes per process that one step takes beside them: an estimate
     unknown: str = ""  # why none of this is known
 
@@ -35,7 +39,7 @@ def expected_memory(
 ) -> Iterator[StageMemory]:
     """Memory of every stage that trains, in the table's order, each as soon as it is counted.
 
-    Players take turns, so their largest step counts; what it holds of the other's step does not.
+    Players take turns, so the one whose step takes most is what counts of the steps.
     """
     for stage, inherited, networks in table_on_meta(table):
         if isinstance(networks, UserError):
@@ -43,36 +47,66 @@ def expected_memory(
         elif networks.players:
             counts = [_count(module) for module in networks.players.values()]
             beside = sum(sum(_count(module)) for module in networks.beside)
-            frozen = sum(count for count, _ in counts) + beside
-            trained = sum(count for _, count in counts)
-            held = {
-                zero: _held(networks, zero, processes, precision) for zero in ZERO_STAGES
-            }
-            clips = max(1, stage.batch // processes)
-            activations = [
-                activation_bytes(
-                    module,
-                    inputs_on_meta(module, stage, table.video, inherited, clips=clips),
-                    _loss,
-                    in_bfloat16=precision == "bf16",
-                )
-                for module in networks.players.values()
-            ]
-            yield StageMemory(stage.name, frozen, trained, held, max(activations))
+            yield StageMemory(
+                stage.name,
+                frozen=sum(frozen for frozen, _ in counts) + beside,
+                trained=sum(trained for _, trained in counts),
+                held={
+                    zero: beside * FLOAT32 + _sharded(counts, zero, processes, precision)
+                    for zero in ZERO_STAGES
+                },
+                activations=_largest_step(
+                    stage, networks, inherited, table, processes=processes, precision=precision
+                ),
+            )
 
 
-def _held(
-    networks: StageNetworks, zero_stage: ZeroStage, processes: int, precision: Precision
+class _Judged(nn.Module):
+    """A player that makes frames, with the network that its error looks through."""
+
+    def __init__(self, player: nn.Module, perceptual: Perceptual) -> None:
+        super().__init__()
+        self.player, self.perceptual = player, perceptual
+
+    def forward(self, **given: Tensor) -> Any:
+        out = self.player(**given)
+        made = (out[0] if isinstance(out, tuple) else out).float()
+        frames = made.flatten(0, 1) if made.ndim == 5 else made
+        with torch.autocast("cpu", enabled=False):
+            distance = self.perceptual(frames, torch.zeros_like(frames))
+        return made, distance
+
+
+def _sharded(
+    counts: list[tuple[int, int]], zero_stage: ZeroStage, processes: int, precision: Precision
 ) -> int:
-    counts = [_count(module) for module in networks.players.values()]
-    sharded = [
+    return sum(
         held_memory(
             frozen, trained, zero_stage=zero_stage, processes=processes, precision=precision
-        )
+        ).total
         for frozen, trained in counts
-    ]
-    beside = sum(sum(_count(module)) for module in networks.beside)
-    return sum(held.total for held in sharded) + beside * FLOAT32
+    )
+
+
+def _largest_step(  # noqa: PLR0913 - private; one call site
+    stage: Stage,
+    networks: StageNetworks,
+    inherited: Configs,
+    table: Preset,
+    *,
+    processes: int,
+    precision: Precision,
+) -> int:
+    clips = stage.micro_batch or max(1, stage.batch // processes)
+    perceptual, steps = networks.perceptual, []
+    for player in networks.players.values():
+        given = inputs_on_meta(player, stage, table.video, inherited, clips=clips)
+        if precision == "bf16":
+            hold_frozen_in_bf16(player, [p for p in player.parameters() if p.requires_grad])
+        judged = player if perceptual is None else _Judged(player, perceptual)
+        steps.append(activation_bytes(judged, given, _loss, in_bfloat16=precision == "bf16"))
+        perceptual = None  # the first player's error alone looks through it
+    return max(steps)
 
 
 def _count(module: nn.Module) -> tuple[int, int]:

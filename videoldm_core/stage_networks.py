@@ -14,19 +14,24 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
+from videoldm_core.annotations import Vocabulary
 from videoldm_core.cascade import Preset, Stage, VideoFormat
 from videoldm_core.errors import UserError
-from videoldm_core.models.discriminator import PatchDiscriminator3D
+from videoldm_core.models.condition_tokens import ConditionedUNet, condition_tokens_for
+from videoldm_core.models.discriminator import PatchDiscriminator2D, PatchDiscriminator3D
 from videoldm_core.models.image import shrinking
+from videoldm_core.models.perceptual import Perceptual, PerceptualConfig
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
 from videoldm_core.models.video_unet import VideoUNet, temporal_layers_of_shape
 from videoldm_core.objectives.autoencoding import Autoencoding, ReconstructingAutoencoder
 from videoldm_core.objectives.brought import Brought
 from videoldm_core.objectives.decoding import TemporalDecoding
 from videoldm_core.objectives.denoising import Denoising
+from videoldm_core.told import nothing_told
 from videoldm_core.training.players import trainable_parameters
 
-Configs = Mapping[str, Mapping[str, Any]]  # part -> its config.json: unet, vae, own_vae
+# part -> what its JSON file says of its shape: unet, vae, own_vae, tokens
+Configs = Mapping[str, Mapping[str, Any]]
 TOKENS = 77  # of a text, as CLIP's towers have
 
 
@@ -36,6 +41,7 @@ class StageNetworks:
 
     players: dict[str, nn.Module] = field(default_factory=dict)
     beside: tuple[nn.Module, ...] = ()  # frozen, used outside the players, never sharded
+    perceptual: Perceptual | None = None  # one of them: what the first player's error looks at
     makes: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # configs of its own parts
 
 
@@ -71,7 +77,7 @@ def networks_on_meta(stage: Stage, inherited: Configs) -> StageNetworks:
         return StageNetworks(makes=_brought_configs(stage.name, objective))
     with torch.device("meta"):
         if isinstance(objective, Autoencoding):
-            return _autoencoding(objective)
+            return _autoencoding(stage, objective)
         if isinstance(objective, Denoising):
             return _denoising(stage, objective, inherited)
         return _decoding(stage, objective, inherited)
@@ -82,24 +88,23 @@ def inputs_on_meta(
 ) -> dict[str, Tensor]:
     """What one training step gives to a player's module, by argument, on the meta device."""
     height, width = _stored_size(stage, video)
-    if isinstance(module, VideoUNet):
+    if isinstance(module, VideoUNet | ConditionedUNet):
         factor = _shrinking_of(stage, inherited)
-        size = (height // factor, width // factor)
-        return _denoiser_inputs(module, clips, stage.frames, size)
+        return _denoiser_inputs(module, clips, stage.frames, (height // factor, width // factor))
+    frames = clips * stage.frames
     with torch.device("meta"):
         if isinstance(module, ReconstructingAutoencoder):
             factor, channels = shrinking(module.vae), module.vae.config.latent_channels
-            noise = torch.empty(clips * stage.frames, channels, height // factor, width // factor)
-            return {
-                "frames": torch.empty(clips * stage.frames, 3, height, width),
-                "noise": noise,
-            }
+            noise = torch.empty(frames, channels, height // factor, width // factor)
+            return {"frames": torch.empty(frames, 3, height, width), "noise": noise}
         if isinstance(module, VideoDecoder):
             channels = module.decoder.conv_in.in_channels
             factor = 2 ** (len(module.decoder.up_blocks) - 1)
             size = (height // factor, width // factor)
             return {"latents": torch.empty(clips, stage.frames, channels, *size)}
-        # A critic judges real and made clips at once.
+        # A critic judges real and made samples at once.
+        if isinstance(module, PatchDiscriminator2D):
+            return {"frames": torch.empty(2 * frames, 3, height, width)}
         return {"video": torch.empty(2 * clips, stage.frames, 3, height, width)}
 
 
@@ -120,8 +125,9 @@ def _stored_size(stage: Stage, video: VideoFormat) -> tuple[int, int]:
 
 
 def _denoiser_inputs(
-    net: VideoUNet, clips: int, frames: int, size: tuple[int, int]
+    module: VideoUNet | ConditionedUNet, clips: int, frames: int, size: tuple[int, int]
 ) -> dict[str, Tensor]:
+    net = module.net if isinstance(module, ConditionedUNet) else module
     config, phi = net.unet.config, net.temporal
     numbers = torch.empty(clips, dtype=torch.long, device="meta")
     with torch.device("meta"):
@@ -138,14 +144,24 @@ def _denoiser_inputs(
             given["context_noise"] = numbers
         if phi is not None and phi.config.labels:
             given["label"] = numbers
+    if isinstance(module, ConditionedUNet):
+        told = nothing_told(module.tokens.vocabulary, clips).to(torch.device("meta"))
+        given |= {"labels": told.labels, "boxes": told.boxes}
     return given
 
 
-def _autoencoding(objective: Autoencoding) -> StageNetworks:
+def _autoencoding(stage: Stage, objective: Autoencoding) -> StageNetworks:
     vae = objective.network.build(0)
+    if stage.checkpointing:
+        vae.enable_gradient_checkpointing()
     net = ReconstructingAutoencoder(vae)
     trainable_parameters(net, [vae])
-    return StageNetworks({"autoencoder": net}, makes={"vae": dict(vae.config)})
+    players: dict[str, nn.Module] = {"autoencoder": net}
+    if objective.critic is not None:
+        players["critic"] = PatchDiscriminator2D(objective.critic)
+    perceptual = _perceptual(objective.perceptual, stage)
+    beside = () if perceptual is None else (perceptual,)
+    return StageNetworks(players, beside, perceptual, {"vae": dict(vae.config)})
 
 
 def _denoising(stage: Stage, objective: Denoising, inherited: Configs) -> StageNetworks:
@@ -158,22 +174,37 @@ def _denoising(stage: Stage, objective: Denoising, inherited: Configs) -> StageN
         frames=stage.frames, channels=unet.config.out_channels, strides=len(stage.strides)
     )
     temporal = temporal_layers_of_shape(unet, config) if config else None
-    net = VideoUNet(unet, temporal)
-    modules = {"unet": unet, "temporal": temporal}
+    video = VideoUNet(unet, temporal, checkpointing=stage.checkpointing)
+    makes: dict[str, Mapping[str, Any]] = {"unet": dict(unet.config)}
+    vocabulary = objective.tokens
+    if vocabulary is None and "tokens" in inherited:
+        vocabulary = Vocabulary.model_validate(inherited["tokens"])
+    tokens, net = None, video
+    if vocabulary is not None:
+        makes["tokens"] = vocabulary.model_dump()
+        tokens = condition_tokens_for(unet, vocabulary, seed=0)
+        net = ConditionedUNet(video, tokens)
+    modules = {"unet": unet, "tokens": tokens, "temporal": temporal}
     trainable_parameters(net, [m for name in stage.trains if (m := modules[name]) is not None])
     beside = ()
     if "own_vae" in inherited:
         beside = (_from_config(AutoencoderKL, "own_vae", stage, inherited),)
-    return StageNetworks({"denoiser": net}, beside, {"unet": dict(unet.config)})
+    return StageNetworks({"denoiser": net}, beside, makes=makes)
 
 
 def _decoding(stage: Stage, objective: TemporalDecoding, inherited: Configs) -> StageNetworks:
     vae = _from_config(AutoencoderKL, "vae", stage, inherited)
     temporal = temporal_decoder_for(vae, seed=0)
-    decoder = VideoDecoder(vae, temporal)
+    decoder = VideoDecoder(vae, temporal, checkpointing=stage.checkpointing)
     trainable_parameters(decoder, [decoder.decoder, temporal])
     critic = PatchDiscriminator3D(objective.critic)
-    return StageNetworks({"decoder": decoder, "critic": critic}, (vae.encoder,))
+    perceptual = _perceptual(objective.perceptual, stage)
+    beside = (vae.encoder,) if perceptual is None else (vae.encoder, perceptual)
+    return StageNetworks({"decoder": decoder, "critic": critic}, beside, perceptual)
+
+
+def _perceptual(config: PerceptualConfig | None, stage: Stage) -> Perceptual | None:
+    return None if config is None else Perceptual(checkpointing=stage.checkpointing)
 
 
 def _from_config(kind: Any, part: str, stage: Stage, inherited: Configs) -> Any:

@@ -1,6 +1,7 @@
 """A stage's networks as shapes alone are those that training builds; unknown sizes are named."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from videoldm_core.cascade import preset
 from videoldm_core.errors import UserError
 from videoldm_core.expected_memory import expected_memory
+from videoldm_core.models.discriminator import CriticConfig
+from videoldm_core.models.perceptual import Perceptual, PerceptualConfig
 from videoldm_core.models.temporal_layers import count_parameters
 from videoldm_core.objectives.autoencoding import AutoencodingTask
 from videoldm_core.objectives.denoising import DenoisingTask
@@ -100,6 +103,55 @@ def test_every_player_of_the_tiny_cascade_takes_a_step_on_shapes_alone():
 
 def _loss(out):
     return out[0].square().mean() if isinstance(out, tuple) else out.square().mean()
+
+
+def test_labels_are_part_of_what_an_image_model_with_tokens_trains_and_is_given():
+    driving = preset("driving")
+    found = {stage.name: (stage, parts, nets) for stage, parts, nets in table_on_meta(driving)}
+    stage, inherited, networks = found["image"]
+    net = networks.players["denoiser"]
+    given = inputs_on_meta(net, stage, driving.video, inherited, clips=2)
+    assert given["labels"].shape == (2, len(driving.labels))
+    assert all(p.requires_grad for p in net.tokens.parameters())
+    inheriting = found["temporal"][2].players["denoiser"]
+    assert not any(p.requires_grad for p in inheriting.tokens.parameters())
+
+
+def row_of(memory, stage):
+    return next(row for row in memory if row.stage == stage)
+
+
+def tiny_with(stage, **changes):
+    rows = [row.model_copy(update=changes) if row.name == stage else row for row in TINY.stages]
+    return TINY.model_copy(update={"stages": tuple(rows)})
+
+
+def test_a_critic_and_a_perceptual_error_are_counted_with_the_autoencoder():
+    plain = row_of(expected_memory(TINY, processes=1, precision="fp32"), "autoencoder")
+    objective = TINY.stage("autoencoder").objective.model_copy(
+        update={
+            "critic": CriticConfig(width=16),
+            "perceptual": PerceptualConfig(backbone=Path("vgg"), heads=Path("lpips")),
+        }
+    )
+    table = tiny_with("autoencoder", objective=objective)
+    judged = row_of(expected_memory(table, processes=1, precision="fp32"), "autoencoder")
+    assert judged.frozen == count_parameters(Perceptual()) > 14_000_000
+    assert judged.trained > plain.trained
+    assert judged.activations > plain.activations
+    assert min(judged.held.values()) > judged.frozen * 4
+
+
+def test_a_micro_batch_and_checkpointing_make_a_step_smaller():
+    taken = [
+        row_of(expected_memory(table, processes=1, precision="fp32"), "temporal").activations
+        for table in (
+            TINY,
+            tiny_with("temporal", micro_batch=2),
+            tiny_with("temporal", micro_batch=2, checkpointing=True),
+        )
+    ]
+    assert taken[0] > 3 * taken[1] > 3 * taken[2]
 
 
 def test_a_latent_stage_sees_latents_and_a_patch_stage_its_patch():

@@ -67,13 +67,13 @@ def activation_bytes(
     """Most bytes that one forward and backward pass needs beside weights and their gradients.
 
     Args:
-        module: on the meta device; what trains requires gradients.
-        inputs: of its forward pass, on the meta device.
+        module: on the meta device; what trains requires gradients. It is of no use afterwards.
+        inputs: of its forward pass, by argument, on the meta device.
         loss: of what the forward pass returns.
-        in_bfloat16: autocast, and the weights of frozen layers held so.
+        in_bfloat16: whether the forward pass is under autocast.
     """
     with FakeTensorMode():
-        _give_shapes_alone(module, rounded=in_bfloat16)
+        _take_shapes_alone(module)
         given = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in inputs.items()}
         parameters = list(module.parameters())
         with LiveStorages([*parameters, *module.buffers(), *given.values()]) as live:
@@ -81,17 +81,15 @@ def activation_bytes(
                 out = module(**given)
             loss(out).backward()
             del out
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        return live.peak(without=gradients)
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            return live.peak(without=gradients)
 
 
-def _give_shapes_alone(module: nn.Module, *, rounded: bool) -> None:
+def _take_shapes_alone(module: nn.Module) -> None:
     """Puts tensors of the present mode, on the CPU, in the place of all weights of `module`."""
     for layer in module.modules():
-        is_rounded = rounded and isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
         for name, old in list(layer.named_parameters(recurse=False)):
-            dtype = torch.bfloat16 if is_rounded and not old.requires_grad else old.dtype
-            new = nn.Parameter(torch.empty(old.shape, dtype=dtype), requires_grad=old.requires_grad)
-            setattr(layer, name, new)
+            empty = torch.empty(old.shape, dtype=old.dtype)
+            layer.register_parameter(name, nn.Parameter(empty, requires_grad=old.requires_grad))
         for name, old in list(layer.named_buffers(recurse=False)):
             setattr(layer, name, torch.empty(old.shape, dtype=old.dtype))

@@ -86,9 +86,7 @@ def measured_model(device: str):
 
 def peak_of(module: nn.Module, *, in_bfloat16: bool = False) -> int:
     inputs = {"x": torch.empty(ROWS, WIDTH, device="meta")}
-    return activation_bytes(
-        module, inputs, lambda out: out.float().sum(), in_bfloat16=in_bfloat16
-    )
+    return activation_bytes(module, inputs, lambda out: out.float().sum(), in_bfloat16=in_bfloat16)
 
 
 def test_every_activation_that_the_backward_pass_needs_counts_once():
@@ -116,7 +114,7 @@ def test_recomputing_keeps_less_and_is_counted_as_it_falls():
     assert both < 1.5 * peak_of(kept)
 
 
-def test_bfloat16_takes_less():
+def test_autocast_to_bfloat16_takes_less():
     def layers() -> nn.Module:
         with torch.device("meta"):
             return nn.Sequential(*[nn.Linear(WIDTH, WIDTH) for _ in range(8)])
