@@ -24,9 +24,10 @@ LEAST_MEMORY_GIB = 4
 LEAST_DISK_GIB = 2
 ANSWER_S = 5
 MEMORY_NOTE = (
-    "ZeRO-n: weights, gradients, Adam's moments and the average, by arithmetic. A step: what it "
-    "takes beside these, an\nestimate: counted on shapes alone with a CPU's operations. What the "
-    "libraries hold themselves and communication\nbuffers are not in it."
+    "ZeRO-n: weights, gradients, Adam's moments and the average, and what exchanging them takes; "
+    "by arithmetic.\nA step: what it takes beside these, an estimate: counted on shapes alone, "
+    "with a CPU's operations.\nA process takes more: its libraries (on an accelerator, its "
+    "context), and memory that is freed but not returned."
 )
 
 
@@ -80,7 +81,7 @@ def show_memory(run: RunConfig, console: Console | None = None) -> None:
         if row.unknown:
             console.print(f"{row.stage:<16}{escape(row.unknown)}")
             continue
-        held = "".join(f"{_gib(row.held[zero]):>10}" for zero in ZERO_STAGES)
+        held = "".join(f"{_gib(row.state[zero]):>10}" for zero in ZERO_STAGES)
         counts = f"{_millions(row.frozen):>10}{_millions(row.trained):>10}"
         console.print(f"{row.stage:<16}{counts}{held}{_gib(row.activations):>10}")
     console.print(MEMORY_NOTE)

@@ -17,6 +17,7 @@ from videoldm_core.training.memory import (
     ZERO_STAGES,
     Precision,
     ZeroStage,
+    exchanged_memory,
     held_memory,
 )
 from videoldm_core.training.start import hold_frozen_in_bf16
@@ -29,7 +30,8 @@ class StageMemory:
     stage: str
     frozen: int = 0  # parameters
     trained: int = 0
-    held: dict[ZeroStage, int] = field(default_factory=dict)  # bytes per process, between steps
+    # Bytes per process of weights, gradients, moments, average and of their exchange.
+    state: dict[ZeroStage, int] = field(default_factory=dict)
     activations: int = 0  # bytes per process that one step takes beside them: an estimate
     unknown: str = ""  # why none of this is known
 
@@ -39,7 +41,9 @@ def expected_memory(
 ) -> Iterator[StageMemory]:
     """Memory of every stage that trains, in the table's order, each as soon as it is counted.
 
-    Players take turns, so the one whose step takes most is what counts of the steps.
+    Players take turns, so the one whose step takes most is what counts of the steps. Measured on
+    two CPU processes with 60 M parameters, processes grew to 1.10, 1.10, 1.14 and 1.38 times state
+    and step under ZeRO 0 to 3.
     """
     for stage, inherited, networks in table_on_meta(table):
         if isinstance(networks, UserError):
@@ -51,7 +55,7 @@ def expected_memory(
                 stage.name,
                 frozen=sum(frozen for frozen, _ in counts) + beside,
                 trained=sum(trained for _, trained in counts),
-                held={
+                state={
                     zero: beside * FLOAT32 + _sharded(counts, zero, processes, precision)
                     for zero in ZERO_STAGES
                 },
@@ -80,12 +84,17 @@ class _Judged(nn.Module):
 def _sharded(
     counts: list[tuple[int, int]], zero_stage: ZeroStage, processes: int, precision: Precision
 ) -> int:
-    return sum(
+    held = [
         held_memory(
             frozen, trained, zero_stage=zero_stage, processes=processes, precision=precision
         ).total
         for frozen, trained in counts
-    )
+    ]
+    exchanged = [
+        exchanged_memory(frozen, trained, zero_stage=zero_stage, precision=precision)
+        for frozen, trained in counts
+    ]
+    return sum(held) + sum(exchanged)
 
 
 def _largest_step(  # noqa: PLR0913 - private; one call site

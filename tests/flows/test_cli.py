@@ -130,7 +130,7 @@ def test_the_doctor_says_what_memory_every_stage_takes_on_the_runs_processes(tmp
     unet_and_phi = [row[:4] for row in (table[1]["temporal"], table[2]["temporal"])]
     assert unet_and_phi == [["2.49", "M", "1.99", "M"]] * 2
     zero_3_of_one, zero_3_of_two = (float(table[n]["temporal"][7]) for n in (1, 2))
-    assert zero_3_of_two == pytest.approx(zero_3_of_one / 2, rel=0.1)
+    assert 0.5 * zero_3_of_one < zero_3_of_two < 0.9 * zero_3_of_one
 
 
 def test_the_doctor_fails_where_a_run_would(tmp_path, monkeypatch):

@@ -139,7 +139,7 @@ def test_a_critic_and_a_perceptual_error_are_counted_with_the_autoencoder():
     assert judged.frozen == count_parameters(Perceptual()) > 14_000_000
     assert judged.trained > plain.trained
     assert judged.activations > plain.activations
-    assert min(judged.held.values()) > judged.frozen * 4
+    assert min(judged.state.values()) > judged.frozen * 4
 
 
 def test_a_micro_batch_and_checkpointing_make_a_step_smaller():
@@ -190,5 +190,7 @@ def test_more_processes_take_less_each_and_the_row_counts_what_it_trains():
     one, four = (rows[count]["interpolator"] for count in (1, 4))
     assert one.frozen == four.frozen == 0
     assert one.trained == four.trained > rows[1]["temporal"].trained
-    assert four.held[0] == one.held[0] > four.held[1] > four.held[2] > four.held[3]
+    assert four.state[0] == one.state[0]
+    assert all(four.state[zero] < one.state[zero] for zero in (1, 2, 3))
+    assert four.state[1] > four.state[2]
     assert four.activations < 0.5 * one.activations

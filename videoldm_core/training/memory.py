@@ -6,10 +6,14 @@ frozen float32 or, under bf16, bfloat16.
 
 from typing import Literal, NamedTuple
 
+from videoldm_core.training.engine import LARGEST_BUCKET
+
 Precision = Literal["fp32", "bf16"]
 ZeroStage = Literal[0, 1, 2, 3]
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes per value
+REDUCED_AT_ONCE = 500_000_000  # values that stage 0 copies to reduce them; DeepSpeed's own
+GATHERED_AT_ONCE = 1_000_000_000  # values that stage 3 holds whole; DeepSpeed's own
 ZERO_STAGES: tuple[ZeroStage, ...] = (0, 1, 2, 3)
 
 
@@ -34,7 +38,7 @@ def held_memory(
 
     Stage 1 shares the moments, 2 the gradients too, 3 the weights and their average too. Stages 1
     and 2 update a copy of the own share of the weights: with one process they take more than
-    stage 0. DeepSpeed's communication buffers, of at most 200 MB each, are not counted.
+    stage 0.
 
     Args:
         frozen, trainable: numbers of parameters.
@@ -54,3 +58,22 @@ def held_memory(
         moments=2 * (trainable if zero_stage < 1 else share) * FLOAT32,
         average=held * FLOAT32,
     )
+
+
+def exchanged_memory(
+    frozen: int, trainable: int, *, zero_stage: ZeroStage, precision: Precision
+) -> int:
+    """Bytes per process that DeepSpeed takes within a step to exchange gradients and weights.
+
+    Stage 0 copies the gradients, 1 to 3 fill buckets of them (engine.py says how large), and 3
+    gathers weights whole while they are used: all of a model of less than a billion.
+    """
+    if zero_stage == 0:
+        return min(trainable, REDUCED_AT_ONCE) * FLOAT32
+    bucket = min(2 * trainable, LARGEST_BUCKET) * FLOAT32
+    if zero_stage < 3:
+        return bucket
+    gathered = min(frozen + trainable, GATHERED_AT_ONCE)
+    of_frozen = min(frozen, gathered)
+    size = BFLOAT16 if precision == "bf16" else FLOAT32
+    return bucket + of_frozen * size + (gathered - of_frozen) * FLOAT32

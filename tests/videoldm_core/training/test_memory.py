@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videoldm_core.training.memory import ZERO_STAGES, held_memory
+from videoldm_core.training.memory import ZERO_STAGES, exchanged_memory, held_memory
 
 COUNTS = st.integers(0, 10**10)
 PRECISIONS = st.sampled_from(["fp32", "bf16"])
@@ -78,3 +78,17 @@ def test_a_share_is_rounded_up():
 def test_there_is_at_least_one_process():
     with pytest.raises(ValueError, match="processes is 0"):
         held_memory(1, 1, zero_stage=0, processes=0, precision="fp32")
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "expected"),
+    [(0, 500 * 4), (1, 1000 * 4), (2, 1000 * 4), (3, 1000 * 4 + 1000 * 2 + 500 * 4)],
+)
+def test_what_is_exchanged_are_gradients_and_in_stage_three_whole_weights(zero_stage, expected):
+    assert exchanged_memory(1000, 500, zero_stage=zero_stage, precision="bf16") == expected
+
+
+def test_however_large_a_model_is_its_exchange_is_bounded():
+    for zero_stage, bound in ((0, 2e9), (1, 2e8), (2, 2e8), (3, 4.2e9)):
+        taken = exchanged_memory(10**11, 10**11, zero_stage=zero_stage, precision="fp32")
+        assert taken == bound
