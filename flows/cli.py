@@ -158,13 +158,16 @@ def evaluate(
 @app.command()
 @_answering
 def doctor(runfile: RunFile = "tiny", overrides: Overrides = None) -> None:
-    """Checks this machine before anything is queued.
+    """Checks this machine, and the memory that training will take, before anything is queued.
 
     Example: videoldm doctor tiny out=/scratch/runs/mine
     """
-    from flows.doctor import examine, show
+    from flows.doctor import examine, show, show_memory
 
-    if not show(examine(load_run(runfile, overrides))):
+    config = load_run(runfile, overrides)
+    is_well = show(examine(config))
+    show_memory(config)
+    if not is_well:
         raise typer.Exit(1)
 
 
