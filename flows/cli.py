@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.config import RunConfig, load_run, table_of
+from flows.config import RunConfig, load_run
 from flows.failures import StepsFailed
+from flows.table import table_of
 from videoldm_core.errors import UserError
 
 app = typer.Typer(

@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple
 from rich.console import Console
 from rich.markup import escape
 
-from flows.config import RunConfig, table_of, tracking_uri
+from flows.config import RunConfig, tracking_uri
 from flows.launch.local import usable_cores
+from flows.table import table_of
 
 Verdict = Literal["good", "note", "bad"]
 

@@ -65,7 +65,7 @@ def stage_step(foreman: Foreman, stage: "Stage") -> Step:
     }
     return Step(
         name=stage.name,
-        title=f"train {stage.name}",
+        title=f"{'train' if stage.steps else 'read'} {stage.name}",
         needs=(stage.reads, *stage.starts_from),
         settings=settings,
         make=lambda attempt: foreman.train(stage, attempt),

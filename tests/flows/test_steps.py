@@ -2,11 +2,12 @@
 
 import pytest
 
-from flows.config import load_run, table_of
+from flows.config import load_run
 from flows.dag import Step, ancestors, in_order
 from flows.launch.local import LocalLauncher
 from flows.stages import Foreman
 from flows.steps import cascade_steps, encoder_stage
+from flows.table import table_of
 from flows.tracking import Tracker
 from videoldm_core.annotations import LabelKind
 
