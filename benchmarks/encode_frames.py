@@ -1,6 +1,6 @@
 """Frames per second through the frozen encoder: diffusers' own call against ours.
 
-    OMP_NUM_THREADS=2 python -m benchmarks.encode_frames --rounds 3
+    python -m benchmarks.encode_frames --rounds 3
 
 Stable Diffusion's autoencoder (83.7 M parameters, random weights). On a CPU at 256x256 px: what a
 user would write first (float32, one frame per call, on all cores), the same in bf16, ours as a
@@ -26,7 +26,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import timing
-from flows.launch.local import environment, has_accelerator
+from flows.launch.local import environment, usable_cores
 from preprocessing.encode import encode_frames, encode_side_by_side
 from videoldm_core.models.image import AutoencoderConfig
 
@@ -141,7 +141,9 @@ def main() -> None:
     if not chosen.plain_malloc:
         kept = {k: v for k, v in environment(1).items() if k.startswith("MALLOC_")}
         timing.restart_with(kept)
-    where, side = timing.device(), 512 if has_accelerator() else 256
+    torch.set_num_threads(usable_cores())  # for every way alike; clips side by side take one each
+    where = timing.device()
+    side = 512 if where.type == "cuda" else 256
     count = chosen.frames or (64 if where.type == "cuda" else 4)
     frames = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
     vae = AutoencoderConfig().build(0).eval().requires_grad_(False).to(where)

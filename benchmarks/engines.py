@@ -77,7 +77,13 @@ def engines(shape: Shape, where: torch.device, zero_stages: list[int]) -> dict[s
             found["torch"] = TorchEngine(net, trainable, OptimizerConfig(), bf16)
         else:
             found[f"DeepSpeed ZeRO-{zero}"] = deepspeed_engine(
-                net, trainable, OptimizerConfig(), zero_stage=zero, local_batch=1, bf16=bf16
+                net,
+                trainable,
+                OptimizerConfig(),
+                zero_stage=zero,
+                micro_batch=1,
+                accumulate=1,
+                bf16=bf16,
             )
     return found
 

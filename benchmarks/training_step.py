@@ -11,6 +11,7 @@ over the rate of a bf16 (float32) matrix multiplication, measured in the same ro
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -126,7 +127,7 @@ def main() -> None:
     steps = {way: Step(shape, where, way) for way in WAYS}
     flops = {way: step.flops() for way, step in steps.items()}
     trained = {way: flops[way._replace(checkpointing=False)] for way in WAYS}
-    calls = {str(way): step for way, step in steps.items()}
+    calls: dict[str, Callable[[], object]] = {str(way): step for way, step in steps.items()}
     matrix_flops = {}
     for name, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
         call, count = timing.matrix_product(where, dtype)
