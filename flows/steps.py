@@ -35,8 +35,12 @@ def cascade_steps(foreman: Foreman) -> list[Step]:
     release = Step(
         name="release",
         title="register the release",
-        needs=names,
-        settings={"name": run.name, "uri": tracking_uri(run)},
+        needs=("text", *names),
+        settings={
+            "name": run.name,
+            "uri": tracking_uri(run),
+            "request": results.defaults_of(run, table).model_dump(mode="json"),
+        },
         make=ending.release,
     )
     before = [*data_steps(foreman), *stages, release, sampling]

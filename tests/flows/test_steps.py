@@ -88,9 +88,16 @@ def test_other_words_admit_again_and_a_preset_without_words_admits_as_before(tmp
         assert settings["vocabulary"]["labels"] == [kind.model_dump(mode="json")]
 
 
-def test_another_role_makes_the_sample_due(tmp_path):
+def test_another_role_makes_the_release_and_the_sample_due(tmp_path):
     table = table_of(load_run("tiny"))
     roles = table.roles.model_copy(update={"upscaler": None})
     changed = table.model_copy(update={"roles": roles})
     before, after = steps_of(tmp_path), steps_of(tmp_path, table=changed)
-    assert [n for n in before if before[n].settings != after[n].settings] == ["sample"]
+    changed_steps = [n for n in before if before[n].settings != after[n].settings]
+    assert changed_steps == ["release", "sample"]
+
+
+def test_another_default_of_sampling_makes_the_release_due_and_another_prompt_does_not(tmp_path):
+    before = steps_of(tmp_path)["release"].settings
+    assert steps_of(tmp_path, "sample.sampling.steps=3")["release"].settings != before
+    assert steps_of(tmp_path, "sample.prompt=rain")["release"].settings == before

@@ -1,4 +1,4 @@
-"""Image models small enough to run in milliseconds, batches for them, and a job that trains one."""
+"""Batches for small image models, and a job that trains one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +20,8 @@ from videoldm_core.data.shards import (
 )
 from videoldm_core.job import Job
 from videoldm_core.metrics.video_proofs import UsesFirstFrames
-from videoldm_core.models.image import AutoencoderConfig, UNetConfig
 from videoldm_core.models.text import TextConfig, TextTower
-from videoldm_core.objectives.denoising import Denoising, ScheduleConfig
+from videoldm_core.objectives.denoising import Denoising
 from videoldm_core.training.engine import OptimizerConfig
 
 TEXT = (4, 8)  # l d
@@ -46,35 +45,6 @@ STAGE = Stage(
     ema=0.9,
     heldout_clips=2,
 )
-
-
-@pytest.fixture(scope="session")
-def small_unet() -> UNetConfig:
-    """Two levels, both with attention."""
-    return UNetConfig(
-        widths=(16, 32), attention=(True, True), layers_per_block=1, heads=2, text=8, groups=8
-    )
-
-
-@pytest.fixture(scope="session")
-def image_model(small_unet: UNetConfig, tmp_path_factory: pytest.TempPathFactory):
-    """Parts of an image model on disk: unet, scheduler, and vae that halves height and width."""
-    folder = tmp_path_factory.mktemp("image model")
-    parts: dict[str, Path] = {name: folder / name for name in ("unet", "scheduler", "vae")}
-    small_unet.build(0).save_pretrained(parts["unet"])
-    ScheduleConfig(predicts="v_prediction").build().save(parts["scheduler"])
-    AutoencoderConfig(widths=(8, 16), layers_per_block=1, groups=4).build(0).save_pretrained(
-        parts["vae"]
-    )
-    return parts
-
-
-@pytest.fixture(scope="session")
-def released(image_model: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
-    """Folders of untrained stages by name, and of a text tower; see releases.py."""
-    from tests.videoldm_core.releases import publish_all
-
-    return publish_all(tmp_path_factory.mktemp("released"), image_model)
 
 
 @pytest.fixture
