@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import timing
 from benchmarks.diffusers_video import both_models
+from videoldm_core.models.video_unet import VideoUNet
 from videoldm_core.training.players import trainable_parameters
 
 
@@ -32,6 +33,8 @@ class Size(NamedTuple):
     latents: tuple[int, int]
 
 
+Inputs = tuple[Tensor, Tensor, Tensor]  # of VideoUNet: noisy latents, times, text
+
 FULL = Size((320, 640, 1280, 1280), (5, 10, 20, 20), 1024, 8, (40, 64))
 SMALL = Size((64, 128, 256, 256), (1, 2, 4, 4), 256, 8, (16, 24))
 TOKENS = (77, 1)
@@ -40,8 +43,9 @@ TOKENS = (77, 1)
 def models(size: Size, where: torch.device) -> dict[str, nn.Module]:
     """Theirs and ours with one set of weights; the image model is frozen in both."""
     torch.manual_seed(0)
-    with where:
-        theirs, ours = both_models(size.widths, text=size.text, heads=size.heads)
+    both = both_models(size.widths, text=size.text, heads=size.heads)
+    theirs, ours = (model.to(where) for model in both)
+    assert isinstance(ours, VideoUNet), "ours is the second"
     assert ours.temporal is not None, "built with phi"
     trainable_parameters(ours, [ours.temporal])
     for name, parameter in theirs.named_parameters():
@@ -53,21 +57,21 @@ def models(size: Size, where: torch.device) -> dict[str, nn.Module]:
     return chosen
 
 
-def inputs(size: Size, tokens: int, where: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(size: Size, tokens: int, where: torch.device) -> Inputs:
     """Noisy latents 1 t 4 h w, a diffusion time and text 1 l d."""
     with where:
         noisy = torch.randn(1, size.frames, 4, *size.latents)
         return noisy, torch.tensor([500]), torch.randn(1, tokens, size.text)
 
 
-def forward(model: nn.Module, given: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def forward(model: nn.Module, given: Inputs) -> Tensor:
     """A prediction; bf16 autocast on an accelerator alone."""
     kind = given[0].device.type
     with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
         return model(*given)
 
 
-def step(model: nn.Module, given: tuple[Tensor, Tensor, Tensor]) -> None:
+def step(model: nn.Module, given: Inputs) -> None:
     """Forward and backward, and the gradients forgotten."""
     kind = given[0].device.type
     with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
@@ -76,7 +80,7 @@ def step(model: nn.Module, given: tuple[Tensor, Tensor, Tensor]) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def flops_of(call: Any, model: nn.Module, given: tuple[Tensor, Tensor, Tensor]) -> float:
+def flops_of(call: Any, model: nn.Module, given: Inputs) -> float:
     """FLOPs of one call."""
     with FlopCounterMode(display=False) as counter:
         call(model, given)
@@ -84,7 +88,7 @@ def flops_of(call: Any, model: nn.Module, given: tuple[Tensor, Tensor, Tensor]) 
 
 
 def compare(
-    what: str, call: Any, chosen: dict[str, nn.Module], given: tuple[Tensor, ...], rounds: int
+    what: str, call: Any, chosen: dict[str, nn.Module], given: Inputs, rounds: int
 ) -> list[str]:
     """Lines on one comparison: time, FLOPs and how many times faster than diffusers."""
     where = given[0].device

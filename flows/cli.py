@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.config import RunConfig, load_run, table_of
+from flows.config import RunConfig, load_run
 from flows.failures import StepsFailed
+from flows.table import table_of
 from videoldm_core.errors import UserError
 
 app = typer.Typer(
@@ -158,13 +159,16 @@ def evaluate(
 @app.command()
 @_answering
 def doctor(runfile: RunFile = "tiny", overrides: Overrides = None) -> None:
-    """Checks this machine before anything is queued.
+    """Checks this machine, and the memory that training will take, before anything is queued.
 
     Example: videoldm doctor tiny out=/scratch/runs/mine
     """
-    from flows.doctor import examine, show
+    from flows.doctor import examine, show, show_memory
 
-    if not show(examine(load_run(runfile, overrides))):
+    config = load_run(runfile, overrides)
+    is_well = show(examine(config))
+    show_memory(config)
+    if not is_well:
         raise typer.Exit(1)
 
 

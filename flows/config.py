@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import Field
 
+from flows.table import merged, table_of
 from videoldm_core.errors import UserError
 from videoldm_core.files import write_text_atomically
 from videoldm_core.records import Record, nearest, parse_record
 
 if TYPE_CHECKING:
-    from videoldm_core.cascade import Preset
-    from videoldm_core.models.text_source import AnyText
     from videoldm_core.sampling.config import SamplingConfig
 
 RUNFILES = Path(__file__).parent / "runfiles"
-HUB = "hub:"  # before the name of a model that may be fetched
 
 
 class WorldConfig(Record):
@@ -60,6 +58,7 @@ class RunConfig(Record):
     videos: Path | None = None  # folder of the user's videos; None films the driving world
     # Models that the user brings, by stage: a diffusers folder, a single file, or hub:OWNER/NAME.
     pretrained: dict[str, str] = {}
+    without: tuple[str, ...] = ()  # stages of the preset that are left out, with their roles
     world: WorldConfig = WorldConfig()
     seed: int = 0
     processes: int = Field(default=1, ge=1)  # training processes of one stage
@@ -135,66 +134,6 @@ def find_runfile(runfile: str) -> Path:
     )
 
 
-def table_of(run: RunConfig) -> "Preset":
-    """The preset's stage table with the run's changes in it.
-
-    Raises:
-        UserError: unknown preset, stage or field, with the nearest known one; a handoff between
-            stages that does not fit.
-    """
-    from videoldm_core.cascade import Stage, VideoFormat, preset
-    from videoldm_core.handoffs import check_handoffs
-
-    table = preset(run.preset)
-    changed = {}
-    sources = _brought_sources(run, table)
-    for name in [*run.stages, *(n for n in sources if n not in run.stages)]:
-        row = _merged(table.stage(name).model_dump(), run.stages.get(name, {}))
-        row = _merged(row, sources.get(name, {}))
-        changed[name] = parse_record(Stage, row, where=f"stages.{name}")
-    rows = tuple(changed.get(row.name, row) for row in table.stages)
-    format_values = _merged(table.video.model_dump(), run.video)
-    video = parse_record(VideoFormat, format_values, where="video")
-    text = _text_of(run, table)
-    changed_table = table.model_copy(update={"stages": rows, "video": video, "text": text})
-    check_handoffs(changed_table)
-    return changed_table
-
-
-def _brought_sources(run: RunConfig, table: "Preset") -> dict[str, dict[str, Any]]:
-    """What `pretrained` changes in the rows it names."""
-    from videoldm_core.objectives.brought import Brought
-
-    changes = {}
-    for name, source in run.pretrained.items():
-        if not isinstance(table.stage(name).objective, Brought):
-            brought = [row.name for row in table.stages if isinstance(row.objective, Brought)]
-            raise UserError(
-                f"pretrained.{name} = {source!r}: the preset {table.name!r} trains {name!r}, "
-                f"it is brought {' and '.join(brought) or 'no model'}."
-            )
-        if not source.startswith(HUB):
-            path = Path(source).expanduser().absolute()
-            if not path.exists():
-                raise UserError(
-                    f"pretrained.{name} = {source!r} does not exist; give a diffusers folder, a "
-                    f"single file, or {HUB}OWNER/NAME to fetch it."
-                )
-            source = str(path)
-        changes[name] = {"objective": {"source": source}}
-    return changes
-
-
-def _text_of(run: RunConfig, table: "Preset") -> "AnyText":
-    """The preset's text with the run's changes; another kind of text replaces it whole."""
-    from videoldm_core.cascade import Preset
-
-    own, changes = table.text.model_dump(), run.text
-    if changes.get("kind", own["kind"]) == own["kind"]:
-        changes = _merged(own, changes)
-    return parse_record(Preset, table.model_dump() | {"text": changes}, where="the run file").text
-
-
 def sampling_of(run: RunConfig) -> "SamplingConfig":
     """How videos are sampled, with the run's changes.
 
@@ -203,7 +142,7 @@ def sampling_of(run: RunConfig) -> "SamplingConfig":
     """
     from videoldm_core.sampling.config import SamplingConfig
 
-    values = _merged(SamplingConfig().model_dump(), run.sample.sampling)
+    values = merged(SamplingConfig().model_dump(), run.sample.sampling)
     return parse_record(SamplingConfig, values, where="sample.sampling")
 
 
@@ -269,14 +208,3 @@ def _kinds_at(kind: Any, path: list[str]) -> tuple[Any, ...]:
         kind = field.annotation
     # Of a list of paths, the whole is a YAML list, not a text.
     return (kind,) if get_origin(kind) is tuple else (kind, *get_args(kind))
-
-
-def _merged(row: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    """`row` with `fields` replaced, one level of records at a time."""
-    both = dict(row)
-    for name, value in fields.items():
-        inner = both.get(name)
-        both[name] = (
-            _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-        )
-    return both

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from flows.config import RunConfig, tracking_uri
 from flows.launch.local import usable_cores
+from flows.table import table_of
 
 Verdict = Literal["good", "note", "bad"]
 
@@ -23,6 +24,12 @@ PACKAGES = ("torch", "deepspeed", "diffusers", "prefect", "mlflow", "webdataset"
 LEAST_MEMORY_GIB = 4
 LEAST_DISK_GIB = 2
 ANSWER_S = 5
+MEMORY_NOTE = (
+    "ZeRO-n: weights, gradients, Adam's moments and the average, and what exchanging them takes; "
+    "by arithmetic.\nA step: what it takes beside these, an estimate: counted on shapes alone, "
+    "with a CPU's operations.\nA process takes more: its libraries (on an accelerator, its "
+    "context), and memory that is freed but not returned."
+)
 
 
 class Finding(NamedTuple):
@@ -52,6 +59,41 @@ def show(findings: list[Finding], console: Console | None = None) -> bool:
     for verdict, what, found in findings:
         console.print(f"{colours[verdict]}  {what:<22}{escape(found)}")
     return all(finding.verdict != "bad" for finding in findings)
+
+
+def show_memory(run: RunConfig, console: Console | None = None) -> None:
+    """Prints the memory that training every stage takes on each of the run's processes.
+
+    Raises:
+        UserError: the run's stage table is not valid.
+    """
+    from videoldm_core.expected_memory import expected_memory
+    from videoldm_core.training.memory import ZERO_STAGES
+
+    console = console or Console(highlight=False, soft_wrap=True)
+    precision, processes = run.precision, run.processes
+    zeros = "".join(f"{f'ZeRO-{zero}':>10}" for zero in ZERO_STAGES)
+    console.print(
+        f"\nGiB per process expected while training, {processes} process(es), {precision}, "
+        f"this run's ZeRO-{run.zero_stage}"
+    )
+    console.print(f"{'stage':<16}{'frozen':>10}{'trained':>10}{zeros}{'a step':>10}")
+    for row in expected_memory(table_of(run), processes=processes, precision=precision):
+        if row.unknown:
+            console.print(f"{row.stage:<16}{escape(row.unknown)}")
+            continue
+        held = "".join(f"{_gib(row.state[zero]):>10}" for zero in ZERO_STAGES)
+        counts = f"{_millions(row.frozen):>10}{_millions(row.trained):>10}"
+        console.print(f"{row.stage:<16}{counts}{held}{_gib(row.activations):>10}")
+    console.print(MEMORY_NOTE)
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.3f}"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f} M"
 
 
 def _versions(run: RunConfig) -> Iterator[Finding]:

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.config import RunConfig, table_of
+from flows.config import RunConfig
 from flows.dag import Attempt, Made
 from flows.launch import Command, Launcher
 from flows.launch.local import usable_cores
 from flows.pretrained import local_stage
+from flows.table import table_of
 from videoldm_core.errors import UserError
 from videoldm_core.files import write_text_atomically
 from videoldm_core.records import Record

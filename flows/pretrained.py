@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.config import HUB
+from flows.table import HUB
 from videoldm_core.errors import UserError, reason_of
 
 if TYPE_CHECKING:

@@ -2,15 +2,17 @@
 
 Versions are told apart by the digest of the stage's `stage.json`, so registering again changes
 nothing. What a version points at is kept beside MLflow's artifacts and never rewritten. Uses
-aliases and tags, not MLflow's deprecated stages.
+aliases and tags, not MLflow's deprecated stages. A release is an MLflow model: flows/released.py
+loads it.
 """
 
 import hashlib
 import os
 import shutil
 import tempfile
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlparse
 
 from videoldm_core.errors import UserError
@@ -18,6 +20,10 @@ from videoldm_core.files import sha256_of_file
 from videoldm_core.records import Record
 
 CANDIDATE = "candidate"
+DATA = Path("data/release")  # of a release's version: what flows/released.py is given
+RELEASE, REQUEST, TEXT_TOWER = "release.json", "request.json", "text_tower"  # in there
+MLMODEL = "MLmodel"
+MODEL_FILES = (MLMODEL, "conda.yaml", "python_env.yaml", "requirements.txt")
 
 
 class StageModel(Record):
@@ -40,18 +46,42 @@ class Pin(Record):
     folder: Path
 
 
+class Defaults(Record):
+    """How a release samples what a request leaves open; values of videoldm_core's Request."""
+
+    roles: dict[str, str | None]  # role -> stage
+    key_frames: int
+    passes: int  # of the interpolator
+    size: tuple[int, int] | None  # height, width before upscaling, px; None: as trained
+    labels: dict[str, str]
+    seed: int
+    precision: Literal["fp32", "bf16"]
+    sampling: dict[str, Any]  # every field, so that other defaults of the code change nothing
+
+    def content(self) -> str:
+        """What request.json holds."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    def digest(self) -> str:
+        """Hex SHA-256 of request.json."""
+        return hashlib.sha256(self.content().encode()).hexdigest()
+
+
 class Release(Record):
-    """One version of every stage, made to be sampled together."""
+    """One version of every stage, made to be sampled together, and how."""
 
     name: str
     version: int | None = None
     stages: dict[str, Pin]
+    request: str  # digest of request.json: how it samples what a request leaves open
+    text_tower: str  # digest of the folder
 
     def digest(self) -> str:
-        """The same for the same versions of the same stages."""
+        """The same for the same versions of the same stages, sampled in the same way."""
         pins = "".join(
             f"{name}:{pin.version}:{pin.digest}\n" for name, pin in sorted(self.stages.items())
         )
+        pins += f"request.json:{self.request}\ntext_tower:{self.text_tower}\n"
         return hashlib.sha256(pins.encode()).hexdigest()
 
 
@@ -67,23 +97,30 @@ def register_stage(client: Any, run_name: str, model: StageModel) -> int:
     if known is not None:
         return known
     target = f"model-{model.digest[:12]}"
-    source = _keep(client, model.run_id, target, folder=model.folder, files=model.files)
+    files = {path: model.folder / path for path in model.files}
+    source = _keep(client, model.run_id, target, files)
     return _create_version(
         client, name, source, run_id=model.run_id, tags={**model.tags, "digest": model.digest}
     )
 
 
-def register_release(client: Any, release: Release, *, run_id: str) -> Release:
-    """The release with its version; made when the same pins have none."""
+def register_release(
+    client: Any, release: Release, *, run_id: str, defaults: Defaults, text_tower: Path
+) -> Release:
+    """The release with its version, an MLflow model; made when the same one has none.
+
+    Args:
+        defaults: those whose digest the release has.
+        text_tower: the folder whose digest the release has.
+    """
     name = model_name(release.name, "release")
     version = find_version(client, name, release.digest())
     if version is None:
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "release.json").write_text(release.model_dump_json(indent=2))
-            target = f"release-{release.digest()[:12]}"
-            source = _keep(
-                client, run_id, target, folder=Path(folder), files=(Path("release.json"),)
-            )
+            files = _written(release, defaults, Path(folder))
+            for path in sorted(path for path in text_tower.rglob("*") if path.is_file()):
+                files[DATA / TEXT_TOWER / path.relative_to(text_tower)] = path
+            source = _keep(client, run_id, f"release-{release.digest()[:12]}", files)
         pins = {
             f"pin.{stage}": f"{pin.model}/{pin.version}" for stage, pin in release.stages.items()
         }
@@ -113,7 +150,8 @@ def read_release(client: Any, run_name: str, version: int | str = CANDIDATE) -> 
             f"There is no release {version!r} of {name!r} in the registry; "
             "make one with videoldm run."
         ) from error
-    path = download_artifacts(f"{found.source}/release.json", tracking_uri=client.tracking_uri)
+    uri = f"{found.source}/{DATA}/{RELEASE}"
+    path = download_artifacts(uri, tracking_uri=client.tracking_uri)
     release = Release.model_validate_json(Path(path).read_text())
     return release.model_copy(update={"version": int(found.version)})
 
@@ -142,17 +180,47 @@ def _create_version(
     return version
 
 
-def _keep(client: Any, run_id: str, target: str, *, folder: Path, files: tuple[Path, ...]) -> str:
-    """Puts files of `folder` among the run's artifacts, below `target`, and answers their URI."""
+def _written(release: Release, defaults: Defaults, folder: Path) -> dict[Path, Path]:
+    """Writes a release as an MLflow model, without its text tower; files by their place in it.
+
+    Nothing is pickled: the model is named by the module that loads it.
+    """
+    import mlflow.pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types.schema import ColSpec, Schema
+
+    data, model = folder / DATA.name, folder / "model"
+    data.mkdir()
+    (data / RELEASE).write_text(release.model_dump_json(indent=2))
+    (data / REQUEST).write_text(defaults.content())
+    # No inputs: of named ones MLflow leaves out, with no more than a warning, the columns that it
+    # does not know. The loaded model refuses them.
+    mlflow.pyfunc.save_model(
+        model,
+        loader_module="flows.released",
+        data_path=data,
+        signature=ModelSignature(outputs=Schema([ColSpec("binary", "video")])),
+        pip_requirements=[f"videoldm=={metadata.version('videoldm')}"],
+    )
+    described = Model.load(str(model))
+    described.model_size_bytes = None  # counted without the text tower, which is not copied
+    described.save(str(model / MLMODEL))
+    places = (*map(Path, MODEL_FILES), DATA / RELEASE, DATA / REQUEST)
+    return {place: model / place for place in places}
+
+
+def _keep(client: Any, run_id: str, target: str, files: dict[Path, Path]) -> str:
+    """Puts files, by place, among the run's artifacts, below `target`, and answers their URI."""
     root = client.get_run(run_id).info.artifact_uri
     if urlparse(root).scheme == "file":
         kept = Path(unquote(urlparse(root).path)) / target
-        for path in files:
-            _link_or_copy(folder / path, kept / path)
+        for place, path in files.items():
+            _link_or_copy(path, kept / place)
     else:
-        for path in files:
-            inside = (Path(target) / path).parent.as_posix()
-            client.log_artifact(run_id, str(folder / path), artifact_path=inside)
+        for place, path in files.items():
+            assert place.name == path.name, f"{path} cannot be uploaded as {place}"
+            inside = (Path(target) / place).parent.as_posix()
+            client.log_artifact(run_id, str(path), artifact_path=inside)
     return f"{root}/{target}"
 
 

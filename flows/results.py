@@ -1,16 +1,19 @@
 """The end of a run: the release that pins every stage, the sampled video, and the report."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flows.config import sampling_of
+from flows.config import RunConfig, sampling_of
 from flows.dag import Attempt, Made, Step, in_order
 from flows.launch import Command
-from flows.registry import Release, register_release
+from flows.registry import Defaults, Release, register_release
 from flows.stages import Foreman
 from flows.summary import beaten_texts, measured, worth_rows
 from flows.tracking import CASCADE
-from videoldm_core.files import write_text_atomically
+from videoldm_core.files import sha256_of_folder, write_text_atomically
+
+if TYPE_CHECKING:
+    from videoldm_core.cascade import Preset
 
 
 class Ending:
@@ -24,9 +27,15 @@ class Ending:
     def release(self, attempt: Attempt) -> Made:
         """Pins one version of every stage; what the server does not take is left for later."""
         pins = {row.name: self.foreman.register(row.name) for row in self.foreman.table.stages}
-        release = Release(name=self.run.name, stages=pins)
+        defaults, text_tower = defaults_of(self.run, self.foreman.table), self._text_tower
+        release = Release(
+            name=self.run.name,
+            stages=pins,
+            request=defaults.digest(),
+            text_tower=sha256_of_folder(text_tower),
+        )
         if all(pin.version is not None for pin in pins.values()):
-            release = self._registered(release)
+            release = self._registered(release, defaults)
         path = self.run.out / "release.json"
         write_text_atomically(path, release.model_dump_json(indent=2) + "\n")
         self.tracker.add(CASCADE, artifacts=(path,))
@@ -52,7 +61,7 @@ class Ending:
             stages=stages,
             roles=self.foreman.table.roles,
             precision=self.run.precision,
-            text_tower=self.run.out / "text_tower",
+            text_tower=self._text_tower,
             out=video,
             sampling=sampling_of(self.run),
             **self.run.sample.model_dump(exclude={"sampling"}),
@@ -82,13 +91,42 @@ class Ending:
         _show_worth_in_prefect(worth_rows(self.run, self.foreman.table))
         return Made(output=path)
 
-    def _registered(self, release: Release) -> Release:
+    @property
+    def _text_tower(self) -> Path:
+        return self.run.out / "text_tower"
+
+    def _registered(self, release: Release, defaults: Defaults) -> Release:
         registered = release
         with self.tracker.client_or_none() as client:
             run_id = self.tracker.run_id(CASCADE)
             if client is not None and run_id is not None:
-                registered = register_release(client, release, run_id=run_id)
+                registered = register_release(
+                    client,
+                    release,
+                    run_id=run_id,
+                    defaults=defaults,
+                    text_tower=self._text_tower,
+                )
         return registered
+
+
+def defaults_of(run: RunConfig, table: "Preset") -> Defaults:
+    """How the run's release samples by itself.
+
+    What belongs to one video is not in it: prompt and boxes; nor are files of this machine: a first
+    frame, a fine-tune of the image model.
+    """
+    sample = run.sample
+    return Defaults(
+        roles=table.roles.model_dump(),
+        key_frames=sample.key_frames,
+        passes=sample.passes,
+        size=sample.size,
+        labels=sample.labels,
+        seed=sample.seed,
+        precision=run.precision,
+        sampling=sampling_of(run).model_dump(mode="json"),
+    )
 
 
 def _show_worth_in_prefect(rows: list[dict[str, Any]]) -> None:

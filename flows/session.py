@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.pretty import Pretty
 
-from flows.config import RunConfig, store_run, table_of, tracking_uri
+from flows.config import RunConfig, store_run, tracking_uri
 from flows.dag import Attempt, Ledger, Made, Step, due_steps
 from flows.failures import StepsFailed
 from flows.launch import Launcher
@@ -22,6 +22,7 @@ from flows.run import Crew, locked, make_due
 from flows.stages import Foreman
 from flows.steps import cascade_steps
 from flows.summary import show_summary, show_worth
+from flows.table import table_of
 from flows.terminal import Terminal
 from flows.tracking import CASCADE, Status, Tracker, git_commit
 from videoldm_core.errors import UserError

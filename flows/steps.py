@@ -35,8 +35,12 @@ def cascade_steps(foreman: Foreman) -> list[Step]:
     release = Step(
         name="release",
         title="register the release",
-        needs=names,
-        settings={"name": run.name, "uri": tracking_uri(run)},
+        needs=("text", *names),
+        settings={
+            "name": run.name,
+            "uri": tracking_uri(run),
+            "request": results.defaults_of(run, table).model_dump(mode="json"),
+        },
         make=ending.release,
     )
     before = [*data_steps(foreman), *stages, release, sampling]
@@ -65,7 +69,7 @@ def stage_step(foreman: Foreman, stage: "Stage") -> Step:
     }
     return Step(
         name=stage.name,
-        title=f"train {stage.name}",
+        title=f"{'train' if stage.steps else 'read'} {stage.name}",
         needs=(stage.reads, *stage.starts_from),
         settings=settings,
         make=lambda attempt: foreman.train(stage, attempt),

@@ -1,5 +1,5 @@
-"""Fixtures of all tests: videos whose grey level tells the frame, small image models in the layout
-that people have them in, and the outside test material.
+"""Fixtures of all tests: videos whose grey level tells the frame, image models small enough to run
+in milliseconds, a whole release of them, and the outside test material.
 """
 
 import json
@@ -152,3 +152,32 @@ def x4_upscaler(tmp_path_factory: pytest.TempPathFactory) -> Path:
         schedule = ScheduleConfig(predicts=predicts, beta_start=1e-4, beta_end=0.02)
         schedule.build().save(folder / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_unet() -> UNetConfig:
+    """Two levels, both with attention."""
+    return UNetConfig(
+        widths=(16, 32), attention=(True, True), layers_per_block=1, heads=2, text=8, groups=8
+    )
+
+
+@pytest.fixture(scope="session")
+def image_model(small_unet: UNetConfig, tmp_path_factory: pytest.TempPathFactory):
+    """Parts of an image model on disk: unet, scheduler, and vae that halves height and width."""
+    folder = tmp_path_factory.mktemp("image model")
+    parts: dict[str, Path] = {name: folder / name for name in ("unet", "scheduler", "vae")}
+    small_unet.build(0).save_pretrained(parts["unet"])
+    ScheduleConfig(predicts="v_prediction").build().save(parts["scheduler"])
+    AutoencoderConfig(widths=(8, 16), layers_per_block=1, groups=4).build(0).save_pretrained(
+        parts["vae"]
+    )
+    return parts
+
+
+@pytest.fixture(scope="session")
+def released(image_model: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
+    """Folders of untrained stages by name, and of a text tower; see releases.py."""
+    from tests.videoldm_core.releases import publish_all
+
+    return publish_all(tmp_path_factory.mktemp("released"), image_model)

@@ -144,10 +144,11 @@ def preset(name: str) -> Preset:
         UserError: there is none; names the nearest.
     """
     from videoldm_core.presets.driving import DRIVING
+    from videoldm_core.presets.driving_scenarios import DRIVING_SCENARIOS
     from videoldm_core.presets.text_to_video import TEXT_TO_VIDEO
     from videoldm_core.presets.tiny import TINY
 
-    presets = {p.name: p for p in (TINY, DRIVING, TEXT_TO_VIDEO)}
+    presets = {p.name: p for p in (TINY, DRIVING, DRIVING_SCENARIOS, TEXT_TO_VIDEO)}
     if name not in presets:
         raise UserError(f"Unknown preset {name!r}; {nearest(name, list(presets))}")
     return presets[name]

@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +65,17 @@ class Request(Record):
         return [self.out.with_stem(f"{self.out.stem}-{number}") for number in numbers]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """What videos are made with, loaded: for any number of requests of the same models."""
+
+    release: Release
+    device: torch.device
+    cascade: Cascade
+    tower: TextTower
+    personal_tower: TextTower | None  # of the backbone; None: there is none
+
+
 def main() -> int:
     """The command; a user's error is one sentence on stderr and exit code 2."""
     try:
@@ -85,14 +96,42 @@ def generate(request: Request) -> None:
         UserError: a stage is missing or unusable, the request asks for what the models cannot do,
             or the disk cannot be written to.
     """
+    make(request, load_models(request))
+
+
+def load_models(request: Request) -> Models:
+    """Loads what `request` names, and nothing when it asks for what the models cannot do.
+
+    Raises:
+        UserError: see `generate`.
+    """
     release = read_release(request.roles, request.stages)
     _check(request, release)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    personal = None
+    personal = personal_tower = None
     if request.backbone is not None:
         personal = load_image_model(request.backbone, loras=request.loras)
     cascade = load_cascade(release, device, personal=personal)
-    prompt = _prompt(request, release, cascade, device)
+    if request.backbone is not None:
+        personal_tower = load_text_tower(request.backbone, loras=request.loras)
+    return Models(
+        release=release,
+        device=device,
+        cascade=cascade,
+        tower=TextTower.load(request.text_tower),
+        personal_tower=personal_tower,
+    )
+
+
+def make(request: Request, models: Models) -> None:
+    """`generate` with models that are loaded: those of `request`, maybe for another one.
+
+    Raises:
+        UserError: the request asks for what the models cannot do, or the disk cannot be written to.
+    """
+    release, cascade = models.release, models.cascade
+    _check(request, release)
+    prompt = _prompt(request, models)
     folder = unfinished_folder(request.out)
     journal = cache(lambda: Journal(request.out.with_suffix(".journal.jsonl")))
 
@@ -115,7 +154,7 @@ def generate(request: Request) -> None:
         )
         for future, out in enumerate(request.videos, start=1)
     }
-    begin(folder, identity(request, release, device))
+    begin(folder, identity(request, release, models.device))
     fps = frame_rate(release, request.passes)
     for future, (out, frames) in enumerate(videos.items(), start=1):
         write_video(frames, out, folder=folder / f"future-{future}", fps=fps, progress=progress)
@@ -176,17 +215,13 @@ def _check(request: Request, release: Release) -> None:
         )
 
 
-def _prompt(request: Request, release: Release, cascade: Cascade, device: torch.device) -> Prompt:
+def _prompt(request: Request, models: Models) -> Prompt:
     """What is asked for, by the run's own text tower and by the backbone's if there is one."""
-    config = cascade.key_frames.denoiser.net.unet.config
-    personal = None
-    if request.backbone is not None:
-        tower = load_text_tower(request.backbone, loras=request.loras)
-        personal = _texts(tower, request.prompt, config.cross_attention_dim, device)
-    own = _texts(
-        TextTower.load(request.text_tower), request.prompt, config.cross_attention_dim, device
-    )
-    factor, video = cascade.shrinks, release.stages["key_frames"].video
+    cascade, personal = models.cascade, None
+    if models.personal_tower is not None:
+        personal = _texts(models.personal_tower, request.prompt, models)
+    own = _texts(models.tower, request.prompt, models)
+    factor, video = cascade.shrinks, models.release.stages["key_frames"].video
     height, width = request.size or (video.height, video.width)
     if min(height, width) < factor or height % factor or width % factor:
         raise UserError(
@@ -205,13 +240,14 @@ def _prompt(request: Request, release: Release, cascade: Cascade, device: torch.
     )
 
 
-def _texts(tower: TextTower, prompt: str, width: int, device: torch.device) -> Texts:
+def _texts(tower: TextTower, prompt: str, models: Models) -> Texts:
+    width = models.cascade.key_frames.denoiser.net.unet.config.cross_attention_dim
     if tower.dimension != width:
         raise UserError(
             f"A text tower gives {tower.dimension} values per token, but the models read {width}; "
             "use the one they were trained with, and a backbone of the same image model."
         )
-    text, empty = tower.encode([prompt, ""]).to(device).chunk(2)
+    text, empty = tower.encode([prompt, ""]).to(models.device).chunk(2)
     return Texts(prompt=text, empty=empty)
 
 

@@ -39,7 +39,7 @@ def build_task(job: Job, null_text: Tensor) -> Task:
             checkpointing=stage.checkpointing,
         )
     if isinstance(objective, Brought):
-        return BroughtTask(objective)
+        return BroughtTask(objective, null_text=null_text)
     return DecodingTask(
         objective,
         parts=job.parts,

@@ -29,6 +29,10 @@ class Told:
             boxes=self.boxes.masked_fill(boxes[:, None, None], UNKNOWN),
         )
 
+    def __getitem__(self, clips: slice) -> "Told":
+        """What is told of some of the clips."""
+        return Told(labels=self.labels[clips], boxes=self.boxes[clips])
+
     def to(self, device: torch.device) -> "Told":
         """The same on another device."""
         return Told(labels=self.labels.to(device), boxes=self.boxes.to(device))

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from flows import session
 from flows.cli import app
 from flows.failures import StepsFailed
+from videoldm_core.cascade import preset
 from videoldm_core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +116,21 @@ def test_the_doctor_shows_everything_a_run_needs(tmp_path):
     assert result.exit_code == 0, result.output
     for looked_at in ("torch", "deepspeed", "cores", "memory", "free disk", "MLflow", "Prefect"):
         assert looked_at in result.stdout
+
+
+def test_the_doctor_says_what_memory_every_stage_takes_on_the_runs_processes(tmp_path):
+    table = {}
+    for processes in (1, 2):
+        result = videoldm("doctor", "tiny", f"out={tmp_path}", f"processes={processes}")
+        head, *rows = result.stdout.partition("ZeRO-0")[2].splitlines()
+        assert head.split() == ["ZeRO-1", "ZeRO-2", "ZeRO-3", "a", "step"]
+        table[processes] = {row.split()[0]: row.split()[1:] for row in rows[:8]}
+        assert "estimate" in result.stdout
+    assert list(table[1]) == [row.name for row in preset("tiny").stages]
+    unet_and_phi = [row[:4] for row in (table[1]["temporal"], table[2]["temporal"])]
+    assert unet_and_phi == [["2.49", "M", "1.99", "M"]] * 2
+    zero_3_of_one, zero_3_of_two = (float(table[n]["temporal"][7]) for n in (1, 2))
+    assert 0.5 * zero_3_of_one < zero_3_of_two < 0.9 * zero_3_of_one
 
 
 def test_the_doctor_fails_where_a_run_would(tmp_path, monkeypatch):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import load_run, table_of
+from flows.config import load_run
 from flows.pretrained import check_brought, content_of, fetch, local_stage
 from flows.steps import text_settings
+from flows.table import table_of
 from videoldm_core.errors import UserError
 from videoldm_core.objectives.brought import Brought
 
@@ -32,6 +33,21 @@ def test_a_cascade_without_its_model_is_refused_with_the_key_to_set():
 def test_a_stage_that_is_trained_cannot_be_brought(stable_diffusion):
     with pytest.raises(UserError, match="trains 'temporal', it is brought image_model and image_u"):
         load_run("text_to_video", [f"pretrained.temporal={stable_diffusion}"])
+
+
+def test_a_stage_left_out_takes_its_role_with_it(stable_diffusion):
+    run = [f"pretrained.image_model={stable_diffusion}", "without=[image_upscaler, upscaler]"]
+    table = table_of(load_run("text_to_video", run))
+    check_brought(table)
+    assert table.roles.upscaler is None
+    assert "upscaler" not in [row.name for row in table.stages]
+
+
+def test_a_stage_that_others_start_from_or_sampling_needs_cannot_be_left_out():
+    with pytest.raises(UserError, match="'temporal' starts from 'image', which is no stage before"):
+        load_run("text_to_video", ["without=[image]"])
+    with pytest.raises(UserError, match="without decoder: key 'roles.decoder' is missing"):
+        load_run("tiny", ["without=[decoder]"])
 
 
 def test_a_model_that_is_not_there_is_refused():

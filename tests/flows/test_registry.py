@@ -4,8 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows.registry import (
+    DATA,
+    MODEL_FILES,
+    Defaults,
     Pin,
     Release,
     StageModel,
@@ -16,7 +20,18 @@ from flows.registry import (
 )
 from flows.tracking import CASCADE, Tracker
 from videoldm_core.errors import UserError
-from videoldm_core.files import sha256_of_file
+from videoldm_core.files import sha256_of_file, sha256_of_folder
+
+DEFAULTS = Defaults(
+    roles={"key_frames": "temporal"},
+    key_frames=5,
+    passes=2,
+    size=None,
+    labels={},
+    seed=0,
+    precision="fp32",
+    sampling={"steps": 50},
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,20 +89,63 @@ def test_a_version_keeps_its_weights_when_the_stage_is_trained_again_or_deleted(
     assert not (source / "log.txt").exists()
 
 
-def test_a_release_pins_versions_is_idempotent_and_reads_back(client, tracker, tmp_path):
-    model = published_stage(tmp_path, tracker)
-    version = register_stage(client, "c", model)
-    pin = Pin(
-        model=model_name("c", "temporal"), version=version, digest=model.digest, folder=tmp_path
-    )
-    release = Release(name="c", stages={"temporal": pin})
-    run_id = tracker.run_id(CASCADE)
-    registered = register_release(client, release, run_id=run_id)
+@pytest.fixture
+def register(client, tracker, tmp_path):
+    """register("c", text="tower", seed=3): a release of one stage; with it its text tower."""
+    tower = tmp_path / "text_tower"
+    tower.mkdir()
+
+    def run(name: str, *, text: str = "tower", **changes) -> Release:
+        (tower / "config.json").unlink(missing_ok=True)
+        (tower / "config.json").write_text(text)
+        model = published_stage(tmp_path / "stage", tracker)
+        version = register_stage(client, name, model)
+        pin = Pin(
+            model=model_name(name, "temporal"),
+            version=version,
+            digest=model.digest,
+            folder=model.folder,
+        )
+        defaults = DEFAULTS.model_copy(update=changes)
+        release = Release(
+            name=name,
+            stages={"temporal": pin},
+            request=defaults.digest(),
+            text_tower=sha256_of_folder(tower),
+        )
+        return register_release(
+            client, release, run_id=model.run_id, defaults=defaults, text_tower=tower
+        )
+
+    return run
+
+
+def test_a_release_pins_versions_is_idempotent_and_reads_back(client, register):
+    registered = register("c")
     assert registered.version == 1
-    assert register_release(client, release, run_id=run_id) == registered
+    assert register("c") == registered
     assert read_release(client, "c") == registered
     assert read_release(client, "c", 1) == registered
     assert client.get_model_version("c-release", 1).tags["pin.temporal"] == "c-temporal/1"
+
+
+def test_other_defaults_or_another_text_tower_are_another_version(client, register):
+    versions = [register("d"), register("d", seed=1), register("d", text="other"), register("d")]
+    assert [release.version for release in versions] == [1, 2, 3, 1]
+    assert read_release(client, "d", 2).request != read_release(client, "d", 3).request
+
+
+def test_a_release_is_an_mlflow_model_that_pickles_nothing(client, register, tmp_path):
+    register("e")
+    source = Path(client.get_model_version("e-release", 1).source.removeprefix("file://"))
+    files = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
+    data = {DATA / "release.json", DATA / "request.json", DATA / "text_tower" / "config.json"}
+    assert files == {*map(Path, MODEL_FILES), *data}
+    described = yaml.safe_load((source / "MLmodel").read_text())
+    assert described["flavors"]["python_function"]["loader_module"] == "flows.released"
+    assert described["flavors"]["python_function"]["data"] == str(DATA)
+    assert "videoldm==" in (source / "requirements.txt").read_text()
+    assert str(tmp_path) not in (source / DATA / "request.json").read_text()
 
 
 def test_an_unknown_release_is_one_sentence(client):

@@ -2,11 +2,12 @@
 
 import pytest
 
-from flows.config import load_run, table_of
+from flows.config import load_run
 from flows.dag import Step, ancestors, in_order
 from flows.launch.local import LocalLauncher
 from flows.stages import Foreman
 from flows.steps import boxed_stages, cascade_steps, encoder_stage
+from flows.table import table_of
 from flows.tracking import Tracker
 from videoldm_core.annotations import LabelKind, Vocabulary
 
@@ -107,9 +108,16 @@ def test_videos_admitted_before_their_rates_counted_are_admitted_again(tmp_path)
     assert "rates" in steps_of(tmp_path, f"videos={tmp_path / 'mine'}")["admission"].settings
 
 
-def test_another_role_makes_the_sample_due(tmp_path):
+def test_another_role_makes_the_release_and_the_sample_due(tmp_path):
     table = table_of(load_run("tiny"))
     roles = table.roles.model_copy(update={"upscaler": None})
     changed = table.model_copy(update={"roles": roles})
     before, after = steps_of(tmp_path), steps_of(tmp_path, table=changed)
-    assert [n for n in before if before[n].settings != after[n].settings] == ["sample"]
+    changed_steps = [n for n in before if before[n].settings != after[n].settings]
+    assert changed_steps == ["release", "sample"]
+
+
+def test_another_default_of_sampling_makes_the_release_due_and_another_prompt_does_not(tmp_path):
+    before = steps_of(tmp_path)["release"].settings
+    assert steps_of(tmp_path, "sample.sampling.steps=3")["release"].settings != before
+    assert steps_of(tmp_path, "sample.prompt=rain")["release"].settings == before

@@ -1,45 +1,50 @@
-"""Image models small enough to run in milliseconds, and batches for them."""
+"""Batches for small image models, and a job that trains one."""
 
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from videoldm_core.cascade import Stage, VideoFormat
+from videoldm_core.conditioning import FirstFrames
 from videoldm_core.data.loader import Batch
-from videoldm_core.models.image import AutoencoderConfig, UNetConfig
-from videoldm_core.objectives.denoising import ScheduleConfig
+from videoldm_core.data.shards import (
+    ClipInfo,
+    Index,
+    IndexedShard,
+    LatentClip,
+    ShardWriter,
+    StoreIdentity,
+)
+from videoldm_core.job import Job
+from videoldm_core.metrics.video_proofs import UsesFirstFrames
+from videoldm_core.models.text import TextConfig, TextTower
+from videoldm_core.objectives.denoising import Denoising
+from videoldm_core.training.engine import OptimizerConfig
 
 TEXT = (4, 8)  # l d
+STEPS, CHECKPOINT_EVERY = 50, 4  # of `job_of`
 
-
-@pytest.fixture(scope="session")
-def small_unet() -> UNetConfig:
-    """Two levels, both with attention."""
-    return UNetConfig(
-        widths=(16, 32), attention=(True, True), layers_per_block=1, heads=2, text=8, groups=8
-    )
-
-
-@pytest.fixture(scope="session")
-def image_model(small_unet: UNetConfig, tmp_path_factory: pytest.TempPathFactory):
-    """Parts of an image model on disk: unet, scheduler, and vae that halves height and width."""
-    folder = tmp_path_factory.mktemp("image model")
-    parts: dict[str, Path] = {name: folder / name for name in ("unet", "scheduler", "vae")}
-    small_unet.build(0).save_pretrained(parts["unet"])
-    ScheduleConfig(predicts="v_prediction").build().save(parts["scheduler"])
-    AutoencoderConfig(widths=(8, 16), layers_per_block=1, groups=4).build(0).save_pretrained(
-        parts["vae"]
-    )
-    return parts
-
-
-@pytest.fixture(scope="session")
-def released(image_model: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
-    """Folders of untrained stages by name, and of a text tower; see releases.py."""
-    from tests.videoldm_core.releases import publish_all
-
-    return publish_all(tmp_path_factory.mktemp("released"), image_model)
+STAGE = Stage(
+    name="predictor",
+    paper="§3.2",
+    objective=Denoising(alpha="scalar", given=FirstFrames()),
+    proves=UsesFirstFrames(),
+    starts_from=("image",),
+    trains=("temporal",),
+    reads="latents",
+    frames=3,
+    strides=(2,),
+    batch=2,
+    optimizer=OptimizerConfig(lr=1e-3),
+    steps=STEPS,
+    warmup=2,
+    cooldown=10,
+    ema=0.9,
+    heldout_clips=2,
+)
 
 
 @pytest.fixture
@@ -54,5 +59,70 @@ def random_batch() -> Callable[..., Batch]:
             stride_index=torch.arange(shape[0]) % 2,
             sample_ids=torch.arange(first_id, first_id + shape[0]),
         )
+
+    return make
+
+
+def write_store(folder: Path) -> Path:
+    """Six clips of random latents, two of them held out."""
+    identity = StoreIdentity(
+        kind="latents",
+        encoder="e" * 64,
+        preprocessing="none",
+        fps=8,
+        height_px=8,
+        width_px=16,
+        text="f" * 64,
+    )
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    with ShardWriter(folder / "shard-000000.tar", shard="shard-000000", identity=identity) as tar:
+        for i in range(6):
+            info = ClipInfo(
+                key=f"{i:016x}",
+                source=f"{i}.mp4",
+                source_digest="ab" * 32,
+                start_s=0.0,
+                fps=8,
+                frames=9,
+                caption="",
+                split="train" if i < 4 else "heldout",
+            )
+            latents = generator.standard_normal((9, 4, 4, 8)).astype(np.float16)
+            text = generator.standard_normal((4, 8)).astype(np.float16)
+            tar.add(LatentClip(info=info, latents=latents, text=text))
+    manifest = tar.manifest()
+    (folder / "shard-000000.json").write_text(manifest.model_dump_json())
+    shard = IndexedShard(name="shard-000000", sha256=manifest.sha256, samples=6)
+    index = Index(kind="latents", identity=identity, shards=(shard,))
+    (folder / "index.json").write_text(index.model_dump_json())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def job_of(image_model: dict[str, Path], tmp_path_factory) -> Callable[..., tuple[Job, Path]]:
+    """job_of("name", seed=1): a job of a folder of its own, and its file."""
+    root = tmp_path_factory.mktemp("run")
+    store = write_store(root / "store")
+    config = TextConfig(context_length=4, width=8, heads=2, layers=1)
+    TextTower.build(config).save(root / "text_tower")
+
+    def make(name: str, **changes) -> tuple[Job, Path]:
+        job = Job(
+            **{
+                "stage": STAGE,
+                "video": VideoFormat(fps=8, height=8, width=16, clip_seconds=2),
+                "parts": image_model,
+                "parents": {"image": "a" * 64},
+                "latents": store,
+                "text_tower": root / "text_tower",
+                "out": root / name,
+                "checkpoint_every": CHECKPOINT_EVERY,
+                "evaluate_every": 20,
+            }
+            | changes
+        )
+        (root / f"{name}.json").write_text(job.model_dump_json())
+        return job, root / f"{name}.json"
 
     return make

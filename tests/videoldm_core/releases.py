@@ -1,6 +1,7 @@
 """Folders of small untrained stages, whose temporal layers do something, and requests for them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ CONFIGS = {
     "predictor": TemporalConfig(context_channels=5),
     "interpolator": TemporalConfig(context_channels=5, labels=2),
 }
+STAGES = ("image", *CONFIGS, "decoder", "upscaler")
 
 
 def publish(folder: Path, stage: Stage, parts: dict[str, Path]) -> Path:
@@ -49,22 +51,23 @@ def publish(folder: Path, stage: Stage, parts: dict[str, Path]) -> Path:
 
 
 def publish_all(root: Path, image_model: dict[str, Path]) -> dict[str, Path]:
-    """Folders by stage name, and of the run's text tower."""
-    unet = load_unet(image_model["unet"])
-    latent = {name: image_model[name] for name in ("unet", "scheduler", "vae")}
+    """Folders by stage name, each with the weights it made, and of the run's text tower."""
+    made = {name: root / "stages" / name / "weights" for name in STAGES}
+    for name, folder in image_model.items():
+        shutil.copytree(folder, made["image"] / name)
+    latent = {name: made["image"] / name for name in image_model}
     parts: dict[str, dict[str, Path]] = {"image": latent}
+    unet = load_unet(latent["unet"])
     generator = torch.Generator().manual_seed(3)
     for name, config in CONFIGS.items():
         phi = temporal_layers_for(unet, config, seed=0)
         for parameter in phi.parameters():
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-        phi.save(root / name / "temporal")
-        parts[name] = latent | {"temporal": root / name / "temporal"}
-    temporal_decoder_for(load_vae(image_model["vae"]), seed=0).save(root / "temporal_decoder")
-    parts["decoder"] = {
-        "vae": image_model["vae"],
-        "temporal_decoder": root / "temporal_decoder",
-    }
+        phi.save(made[name] / "temporal")
+        parts[name] = latent | {"temporal": made[name] / "temporal"}
+    decoder = made["decoder"] / "temporal_decoder"
+    temporal_decoder_for(load_vae(latent["vae"]), seed=0).save(decoder)
+    parts["decoder"] = {"vae": latent["vae"], "temporal_decoder": decoder}
     UNetConfig(
         in_channels=6,
         out_channels=3,
@@ -74,13 +77,11 @@ def publish_all(root: Path, image_model: dict[str, Path]) -> dict[str, Path]:
         text=8,
         groups=8,
         told_noise_level=True,
-    ).build(0).save_pretrained(root / "upscaler" / "unet")
-    ScheduleConfig(predicts="v_prediction").build().save(root / "upscaler" / "scheduler")
-    parts["upscaler"] = {n: root / "upscaler" / n for n in ("unet", "scheduler")}
+    ).build(0).save_pretrained(made["upscaler"] / "unet")
+    ScheduleConfig(predicts="v_prediction").build().save(made["upscaler"] / "scheduler")
+    parts["upscaler"] = {name: made["upscaler"] / name for name in ("unet", "scheduler")}
     TextTower.build(TextConfig(context_length=4, width=8, heads=2, layers=1)).save(root / "tower")
-    stages = {
-        name: publish(root / "stages" / name, TINY.stage(name), one) for name, one in parts.items()
-    }
+    stages = {name: publish(made[name].parent, TINY.stage(name), parts[name]) for name in STAGES}
     return stages | {"text_tower": root / "tower"}
 
 

@@ -9,7 +9,7 @@ from videoldm_core.cascade import Preset, preset
 from videoldm_core.errors import UserError
 from videoldm_core.handoffs import check_handoffs, told_vocabulary
 
-NAMES = ("tiny", "driving", "text_to_video")
+NAMES = ("tiny", "driving", "driving_scenarios", "text_to_video")
 
 
 def changed(name: str, stage: str, **fields: Any) -> Preset:
@@ -20,7 +20,7 @@ def changed(name: str, stage: str, **fields: Any) -> Preset:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_fits_together(name):
-    check_handoffs(preset(name))
+    assert check_handoffs(preset(name)) is None, "no sentence is raised"
 
 
 def test_a_parent_that_comes_later_is_refused():

@@ -7,125 +7,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import videoldm_core.train
-from videoldm_core.cascade import Stage, VideoFormat
-from videoldm_core.conditioning import FirstFrames
 from videoldm_core.data.loader import Batch
-from videoldm_core.data.shards import (
-    ClipInfo,
-    Index,
-    IndexedShard,
-    LatentClip,
-    ShardWriter,
-    StoreIdentity,
-)
 from videoldm_core.files import sha256_of_folder
 from videoldm_core.job import Job
 from videoldm_core.metrics.image_proofs import BeatsLinearDenoiser
-from videoldm_core.metrics.video_proofs import UsesFirstFrames
-from videoldm_core.models.text import TextConfig, TextTower
-from videoldm_core.objectives.denoising import Denoising
 from videoldm_core.objectives.task import Task
 from videoldm_core.tasks import build_task
 from videoldm_core.train import main
-from videoldm_core.training.engine import OptimizerConfig
 from videoldm_core.training.players import Player
 from videoldm_core.training.published import part_paths, read_published
 
-STEPS, CHECKPOINT_EVERY = 50, 4
+from .conftest import CHECKPOINT_EVERY, STAGE, STEPS
+
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # the same sums in every process
-
-STAGE = Stage(
-    name="predictor",
-    paper="§3.2",
-    objective=Denoising(alpha="scalar", given=FirstFrames()),
-    proves=UsesFirstFrames(),
-    starts_from=("image",),
-    trains=("temporal",),
-    reads="latents",
-    frames=3,
-    strides=(2,),
-    batch=2,
-    optimizer=OptimizerConfig(lr=1e-3),
-    steps=STEPS,
-    warmup=2,
-    cooldown=10,
-    ema=0.9,
-    heldout_clips=2,
-)
-
-
-def write_store(folder: Path) -> Path:
-    """Six clips of random latents, two of them held out."""
-    identity = StoreIdentity(
-        kind="latents",
-        encoder="e" * 64,
-        preprocessing="none",
-        fps=8,
-        height_px=8,
-        width_px=16,
-        text="f" * 64,
-    )
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    with ShardWriter(folder / "shard-000000.tar", shard="shard-000000", identity=identity) as tar:
-        for i in range(6):
-            info = ClipInfo(
-                key=f"{i:016x}",
-                source=f"{i}.mp4",
-                source_digest="ab" * 32,
-                start_s=0.0,
-                fps=8,
-                frames=9,
-                caption="",
-                split="train" if i < 4 else "heldout",
-            )
-            latents = generator.standard_normal((9, 4, 4, 8)).astype(np.float16)
-            text = generator.standard_normal((4, 8)).astype(np.float16)
-            tar.add(LatentClip(info=info, latents=latents, text=text))
-    manifest = tar.manifest()
-    (folder / "shard-000000.json").write_text(manifest.model_dump_json())
-    shard = IndexedShard(name="shard-000000", sha256=manifest.sha256, samples=6)
-    index = Index(kind="latents", identity=identity, shards=(shard,))
-    (folder / "index.json").write_text(index.model_dump_json())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def job_of(image_model: dict[str, Path], tmp_path_factory) -> Callable[..., tuple[Job, Path]]:
-    """job_of("name", seed=1): a job of a folder of its own, and its file."""
-    root = tmp_path_factory.mktemp("run")
-    store = write_store(root / "store")
-    config = TextConfig(context_length=4, width=8, heads=2, layers=1)
-    TextTower.build(config).save(root / "text_tower")
-
-    def make(name: str, **changes) -> tuple[Job, Path]:
-        job = Job(
-            **{
-                "stage": STAGE,
-                "video": VideoFormat(fps=8, height=8, width=16, clip_seconds=2),
-                "parts": image_model,
-                "parents": {"image": "a" * 64},
-                "latents": store,
-                "text_tower": root / "text_tower",
-                "out": root / name,
-                "checkpoint_every": CHECKPOINT_EVERY,
-                "evaluate_every": 20,
-            }
-            | changes
-        )
-        (root / f"{name}.json").write_text(job.model_dump_json())
-        return job, root / f"{name}.json"
-
-    return make
 
 
 def started(file: Path) -> subprocess.Popen[str]:

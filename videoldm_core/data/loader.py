@@ -31,6 +31,16 @@ class Batch:
     sample_ids: Tensor  # int64 (b): step * global_batch + position, on any number of processes
     told: Told | None = None  # labels and boxes; None for a model without such tokens
 
+    def __getitem__(self, clips: slice) -> "Batch":
+        """Some of the clips."""
+        return Batch(
+            clip=self.clip[clips],
+            text=self.text[clips],
+            stride_index=self.stride_index[clips],
+            sample_ids=self.sample_ids[clips],
+            told=None if self.told is None else self.told[clips],
+        )
+
     def to(self, device: torch.device) -> "Batch":
         """The same on another device."""
         return Batch(

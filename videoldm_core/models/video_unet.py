@@ -234,7 +234,12 @@ def temporal_layers_for(
     unet: UNet2DConditionModel, config: TemporalConfig, *, seed: int
 ) -> TemporalLayers:
     """New temporal layers for every place in `unet`; at first they change nothing."""
-    layers = TemporalLayers(
+    return initialised(temporal_layers_of_shape(unet, config), seed)
+
+
+def temporal_layers_of_shape(unet: UNet2DConditionModel, config: TemporalConfig) -> TemporalLayers:
+    """Layers for every place in `unet` whose start values are PyTorch's own; also on meta."""
+    return TemporalLayers(
         unet_places(unet),
         config,
         embedding=unet.time_embedding.linear_2.out_features,
@@ -242,4 +247,3 @@ def temporal_layers_for(
         groups=unet.config.norm_num_groups,
         eps=unet.config.norm_eps,
     )
-    return initialised(layers, seed)

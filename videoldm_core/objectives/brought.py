@@ -18,6 +18,7 @@ from videoldm_core.models.encoder import save_in_place_of
 from videoldm_core.models.image import shrinking
 from videoldm_core.models.single_file import Predicts
 from videoldm_core.models.stable_diffusion import ImageModel, load_image_model
+from videoldm_core.objectives.denoiser import check_text
 from videoldm_core.records import Record
 from videoldm_core.training.players import Player, Turn
 
@@ -37,17 +38,22 @@ class Brought(Record):
 
 
 class BroughtTask:
-    """Reads and writes; see `Brought`."""
+    """Reads and writes; see `Brought`.
+
+    Args:
+        null_text: embedding of the empty text, l d.
+    """
 
     remark = ""
 
-    def __init__(self, config: Brought) -> None:
+    def __init__(self, config: Brought, *, null_text: Tensor) -> None:
         self.players: list[Player] = []
         self.frozen: list[nn.Module] = []
         assert config.source is not None, "a run is refused before it starts without its models"
         self.config, source = config, Path(config.source)
         self.model = load_image_model(source, loras=config.loras, predicts=config.predicts)
         _check_use(self.model, config)
+        check_text(self.model.unet, null_text)
         if config.model == "upscaler":
             _check_low_resolution_schedule(self.model.schedule, source)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from videoldm_core.annotations import GivenBox, Vocabulary
 from videoldm_core.conditioning import Given
 from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.errors import UserError
 from videoldm_core.models.condition_tokens import ConditionTokens, load_tokens
 from videoldm_core.models.image import latent_scale, load_unet, load_vae, shrinking
 from videoldm_core.models.temporal_layers import load_temporal_config
@@ -173,3 +174,13 @@ def diffused_by(parts: Parts) -> tuple[float, AutoencoderKL | None]:
     if "own_vae" in parts:
         return latent_scale(parts["own_vae"]), load_vae(parts["own_vae"]).requires_grad_(False)
     return (latent_scale(parts["vae"]) if "vae" in parts else 1.0), None
+
+
+def check_text(unet: UNet2DConditionModel, null_text: Tensor) -> None:
+    """Refuses a network that reads text of another size than the stores hold."""
+    reads, given = unet.config.cross_attention_dim, null_text.shape[-1]
+    if reads != given:
+        raise UserError(
+            f"The image model reads text embeddings of {reads} values, the text tower of this run "
+            f"gives {given}; choose a text tower that the model was trained with (text.kind)."
+        )

@@ -5,23 +5,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from videoldm_core.annotations import Vocabulary
 from videoldm_core.conditioning import AnyGiven, KeyFrames, Nothing
 from videoldm_core.data.loader import Batch
 from videoldm_core.diffusion import NoiseSchedule
-from videoldm_core.errors import UserError
 from videoldm_core.models.condition_tokens import ConditionedUNet, condition_tokens_for
 from videoldm_core.models.image import UNetConfig, load_unet
 from videoldm_core.models.temporal_layers import TemporalConfig
 from videoldm_core.models.video_unet import VideoUNet, temporal_layers_for
 from videoldm_core.objectives.denoiser import (
     Denoiser,
+    check_text,
     diffused_by,
     inherited_tokens,
-    load_denoiser,
     predict,
 )
 from videoldm_core.objectives.task import Parts, device_of
@@ -30,16 +28,6 @@ from videoldm_core.records import Record
 from videoldm_core.told import Told
 from videoldm_core.training.engine import OptimizerConfig
 from videoldm_core.training.players import Player, Turn, trainable_parameters
-
-__all__ = [
-    "Denoiser",
-    "Denoising",
-    "DenoisingTask",
-    "ScheduleConfig",
-    "load_denoiser",
-    "predict",
-    "random_patches",
-]
 
 
 class ScheduleConfig(Record):
@@ -128,7 +116,7 @@ class DenoisingTask:
     ) -> None:
         self.config, self.trains, self.crop, self.null_text = config, trains, crop, null_text
         unet = config.unet.build(seed) if config.unet else load_unet(parts["unet"])
-        _check_text(unet, null_text)
+        check_text(unet, null_text)
         schedule = (
             config.schedule.build() if config.schedule else NoiseSchedule.load(parts["scheduler"])
         )
@@ -217,16 +205,6 @@ class DenoisingTask:
         assert batch.told is not None, "a model with tokens is told of every clip"
         labels, boxes = (rng.uniform() < self.config.label_dropout for _ in range(2))
         return batch.told.without(labels, boxes).to(device)
-
-
-def _check_text(unet: UNet2DConditionModel, null_text: Tensor) -> None:
-    """Refuses a network that reads text of another size than the stores hold."""
-    reads, given = unet.config.cross_attention_dim, null_text.shape[-1]
-    if reads != given:
-        raise UserError(
-            f"The image model reads text embeddings of {reads} values, the text tower of this run "
-            f"gives {given}; choose a text tower that the model was trained with (text.kind)."
-        )
 
 
 def random_patches(clip: Tensor, side: int, rng: SampleRng) -> Tensor:

@@ -2,7 +2,8 @@
 15 key frames per prediction at 1.875 per second, interpolated twice to 30.
 
 The paper gives no widths, steps or rates that could be verified; where a number below is not its
-own, the comment says whose it is. Data: hundreds of thousands of 8-second drives.
+own, the comment says whose it is. Data: hundreds of thousands of 8-second drives, by day and by
+night; what is known of each (labels) lies in NAME.json beside it.
 """
 
 from videoldm_core.annotations import LabelKind, Vocabulary
@@ -100,7 +101,7 @@ DRIVING = Preset(
             reads="latents",
             frames=_KEY_FRAMES,
             strides=(_KEY_STRIDE,),
-            micro_batch=20,
+            micro_batch=10,
             batch=640,  # 40 on each of 16 accelerators, as is reported of the paper's appendix
             steps=73_000,  # likewise
             warmup=1_000,
@@ -115,7 +116,7 @@ DRIVING = Preset(
             reads="latents",
             frames=_KEY_FRAMES,
             strides=(_KEY_STRIDE,),
-            micro_batch=20,
+            micro_batch=10,
             batch=640,
             steps=73_000,
             warmup=1_000,
@@ -130,7 +131,7 @@ DRIVING = Preset(
             reads="latents",
             frames=5,
             strides=(4, 1),
-            micro_batch=40,
+            micro_batch=20,
             batch=640,
             steps=50_000,
             warmup=1_000,
@@ -145,7 +146,7 @@ DRIVING = Preset(
             reads="pixels",
             frames=8,
             batch=32,
-            micro_batch=4,
+            micro_batch=2,
             optimizer=OptimizerConfig(lr=1e-5, betas=(0.5, 0.9), weight_decay=0.0),
             steps=50_000,
             warmup=1_000,

@@ -1,7 +1,6 @@
 """The training loop: players in turn, then actions. Knows no stage, no file and no tracker."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 
 from videoldm_core.data.loader import Batch
 from videoldm_core.randomness import SampleRng
@@ -57,12 +56,7 @@ def micro_batches(batch: Batch, size: int | None) -> list[Batch]:
     """A batch in parts of `size` clips, in order; None: in one part."""
     if size is None:
         return [batch]
-    clips = len(batch.sample_ids)
-    columns = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return [
-        Batch(**{name: rows[i : i + size] for name, rows in columns.items()})
-        for i in range(0, clips, size)
-    ]
+    return [batch[i : i + size] for i in range(0, len(batch.sample_ids), size)]
 
 
 def warmup_and_cooldown(step: int, *, warmup: int, cooldown: int, steps: int) -> float:

@@ -7,7 +7,13 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from videoldm_core.models.places import unet_places
-from videoldm_core.models.temporal import TemporalTransformer, band
+from videoldm_core.models.temporal import (
+    Attention,
+    Mixer,
+    TemporalTransformer,
+    TimeConv,
+    band,
+)
 from videoldm_core.models.temporal_layers import TemporalConfig, TemporalLayers, count_parameters
 from videoldm_core.models.video_unet import VideoUNet
 
@@ -61,6 +67,47 @@ def test_banded_attention_reaches_no_further_than_its_band(reach):
     assert (per_frame[distance > reach] == 0).all()
     assert (per_frame[distance <= reach] > 1e-5).all()
     assert (everywhere.amax(dim=(1, 2)) > 1e-5).all()
+
+
+def test_many_positions_are_attended_to_in_parts_with_the_same_result(monkeypatch):
+    layer = disturbed(TemporalTransformer(32, heads=4, text=24))
+    generator = torch.Generator().manual_seed(6)
+    tokens = torch.randn(2 * 3, 7, 32, generator=generator)
+    text = torch.randn(2, 4, 24, generator=generator)
+    with torch.no_grad():
+        at_once = layer(tokens, 3, text)
+        monkeypatch.setattr(Attention, "MOST_AT_ONCE", 5)
+        in_parts = layer(tokens, 3, text)
+    torch.testing.assert_close(in_parts, at_once)
+
+
+def test_a_convolution_over_time_is_the_one_in_three_dimensions():
+    torch.manual_seed(0)
+    layer = TimeConv(6)
+    video = torch.randn(2, 5, 6, 4, 3, requires_grad=True)
+    reference = torch.nn.Conv3d.forward(layer, video.transpose(1, 2)).transpose(1, 2)
+    assert layer.weight.shape == (6, 6, 3, 1, 1)
+    torch.testing.assert_close(layer(video), reference)
+    (mine,) = torch.autograd.grad(layer(video).square().sum(), video)
+    (theirs,) = torch.autograd.grad(reference.square().sum(), video)
+    torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("frames", [None, 3])
+def test_mixing_is_the_weighted_sum_and_exactly_the_spatial_side_at_alpha_one(frames):
+    torch.manual_seed(0)
+    mixer = Mixer(frames)
+    with torch.no_grad():
+        mixer.logit.uniform_(-1, 1)
+    spatial, change = torch.randn(2, 2, 3, 4, 5).unbind()
+    alpha = torch.sigmoid(mixer.logit).view(-1, 1, 1)
+    expected = alpha * spatial + (1 - alpha) * (spatial + change)
+    torch.testing.assert_close(mixer(spatial, spatial + change), expected)
+    torch.testing.assert_close(mixer.added(spatial, change), expected)
+    with torch.no_grad():
+        mixer.logit.fill_(float("inf"))
+    assert torch.equal(mixer(spatial, change), spatial)
+    assert torch.equal(mixer.added(spatial, change), spatial)
 
 
 def test_the_x4_upscaler_takes_temporal_layers_at_its_published_size():

@@ -14,9 +14,11 @@ from videoldm_core.objectives.brought import Brought, BroughtTask
 from videoldm_core.objectives.denoiser import load_denoiser
 from videoldm_core.objectives.denoising import ScheduleConfig
 
+NULL_TEXT = torch.zeros(8, 32)
+
 
 def published(config: Brought, to: Path) -> dict[str, Path]:
-    return {name: to / name for name in BroughtTask(config).save(to)}
+    return {name: to / name for name in BroughtTask(config, null_text=NULL_TEXT).save(to)}
 
 
 def tiny_autoencoder(folder: Path, *, blocks: int = 4) -> Path:
@@ -50,14 +52,15 @@ def test_an_upscaler_is_published_with_the_autoencoder_as_its_own(x4_upscaler, t
 
 
 def test_a_brought_model_trains_nothing(stable_diffusion):
-    assert BroughtTask(Brought(model="image", source=str(stable_diffusion))).players == []
+    config = Brought(model="image", source=str(stable_diffusion))
+    assert BroughtTask(config, null_text=NULL_TEXT).players == []
 
 
 def test_an_upscaler_is_refused_as_image_model_and_the_reverse(stable_diffusion, x4_upscaler):
     with pytest.raises(UserError, match=r"not like Stable Diffusion.*takes 7 channels, expected 4"):
-        BroughtTask(Brought(model="image", source=str(x4_upscaler)))
+        BroughtTask(Brought(model="image", source=str(x4_upscaler)), null_text=NULL_TEXT)
     with pytest.raises(UserError, match=r"not like the x4-upscaler.*takes 4 channels, expected 7"):
-        BroughtTask(Brought(model="upscaler", source=str(stable_diffusion)))
+        BroughtTask(Brought(model="upscaler", source=str(stable_diffusion)), null_text=NULL_TEXT)
 
 
 def test_an_upscaler_with_another_schedule_for_its_low_resolution_is_refused(x4_upscaler, tmp_path):
@@ -66,7 +69,7 @@ def test_an_upscaler_with_another_schedule_for_its_low_resolution_is_refused(x4_
     ScheduleConfig(beta_start=1e-4, beta_end=0.03).build().save(tmp_path / "low_res_scheduler")
     assert NoiseSchedule.load(tmp_path / "scheduler").timesteps == 1000
     with pytest.raises(UserError, match="other noise levels than the scheduler beside it"):
-        BroughtTask(Brought(model="upscaler", source=str(tmp_path)))
+        BroughtTask(Brought(model="upscaler", source=str(tmp_path)), null_text=NULL_TEXT)
 
 
 def test_a_tiny_encoder_in_its_place_gives_latents_of_the_same_scale(stable_diffusion, tmp_path):
@@ -84,7 +87,13 @@ def test_an_encoder_whose_latents_do_not_fit_is_refused(stable_diffusion, tmp_pa
     config = Brought(model="image", source=str(stable_diffusion))
     wrong = config.model_copy(update={"encoder": tiny_autoencoder(tmp_path / "3", blocks=3)})
     with pytest.raises(UserError, match=r"4 channels, 4 times smaller.* 4 and are 8 times"):
-        BroughtTask(wrong).save(tmp_path / "out")
+        BroughtTask(wrong, null_text=NULL_TEXT).save(tmp_path / "out")
     kl = config.model_copy(update={"encoder": stable_diffusion / "vae"})
     with pytest.raises(UserError, match="expected an AutoencoderTiny"):
-        BroughtTask(kl).save(tmp_path / "out2")
+        BroughtTask(kl, null_text=NULL_TEXT).save(tmp_path / "out2")
+
+
+def test_a_model_that_reads_other_texts_is_refused(x4_upscaler):
+    config = Brought(model="upscaler", source=str(x4_upscaler))
+    with pytest.raises(UserError, match=r"reads text embeddings of 32 values.* this run gives 768"):
+        BroughtTask(config, null_text=torch.zeros(77, 768))
