@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from videoldm_core.models.temporal_layers import TemporalConfig
+from videoldm_core.models.video_unet import VideoUNet, temporal_layers_of_shape
 from videoldm_core.training.live_memory import activation_bytes
 from videoldm_core.training.memory import held_memory
 
@@ -29,7 +32,7 @@ def peak():  # not getrusage: a child's begins with what its parent held when it
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
-small = torch.nn.Conv2d(8, 8, 3, padding=1)  # loads what the first convolution loads
+small = torch.nn.Conv2d(8, 8, 3, padding=1)  # what is loaded at first use is not training's
 small(torch.zeros(1, 8, 9, 9)).sum().backward()
 before = peak()
 model, inputs = measured_model("cpu")
@@ -66,11 +69,6 @@ class Chain(nn.Module):
 
 def measured_model(device: str):
     """A video UNet with a frozen image model, and what it is given."""
-    from diffusers import UNet2DConditionModel
-
-    from videoldm_core.models.temporal_layers import TemporalConfig
-    from videoldm_core.models.video_unet import VideoUNet, temporal_layers_of_shape
-
     torch.manual_seed(0)
     with torch.device(device):
         unet = UNet2DConditionModel(
