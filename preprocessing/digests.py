@@ -62,10 +62,10 @@ class Digests:
         if known is not None and known[:2] == state:
             self._asked[name] = known
             return known[2]
+        # As it was before it was read: what changes meanwhile has another time afterwards.
+        is_settled = time.time_ns() - before.st_mtime_ns > SETTLED_NS
         digest = sha256_of_file(path)
-        after = path.stat()
-        is_settled = time.time_ns() - after.st_mtime_ns > SETTLED_NS
-        if is_settled and (after.st_size, after.st_mtime_ns) == state:
+        if is_settled:
             self._asked[name] = (*state, digest)
         if time.monotonic() - self._saved_at > SAVE_EVERY_S:
             self._save(self._known | self._asked)

@@ -110,6 +110,23 @@ def test_a_file_that_has_only_just_changed_is_not_trusted_yet(folder, read, monk
     assert found(folder)["a.mp4"] == sha256(b"A.mp4")
 
 
+def test_a_file_that_settles_only_while_it_is_read_is_not_trusted_yet(folder, read, monkeypatch):
+    now = [OLD_NS + 1]
+    monkeypatch.setattr(digests.time, "time_ns", lambda: now[0])
+    real = digests.sha256_of_file
+
+    def slow(path):
+        digest = real(path)
+        now[0] += 2 * digests.SETTLED_NS
+        return digest
+
+    with monkeypatch.context() as patch:
+        patch.setattr(digests, "sha256_of_file", slow)
+        found(folder)
+    put(folder / "a.mp4", b"A.mp4")  # in the tick in which reading began
+    assert found(folder)["a.mp4"] == sha256(b"A.mp4")
+
+
 def test_a_file_that_changes_while_it_is_read_is_not_remembered(folder, tmp_path, monkeypatch):
     real = digests.sha256_of_file
 

@@ -9,7 +9,7 @@ import pytest
 from preprocessing.clips import Clip, cut_clips, hold_out
 from preprocessing.decode import probe_video
 from preprocessing.shard import info_of, plan_units
-from preprocessing.sources import find_sources
+from preprocessing.sources import Source, digest_of_text, find_sources
 from videoldm_core.annotations import Vocabulary
 from videoldm_core.data.plan import BoxedFrames, Windows
 from videoldm_core.data.storage import LocalStorage
@@ -170,17 +170,24 @@ def test_a_stage_of_boxes_without_any_is_named_before_anything_is_encoded(admit_
         admit_folder(sources=find_sources(folder, WORDS), boxed=("image",))
 
 
-def test_of_slow_and_fast_videos_fast_ones_are_held_out(tmp_path, counting_video):
-    slow = [counting_video(f"s{i}.mp4", frames=20 + i, fps=4) for i in range(12)]
-    fast = [counting_video(f"f{i}.mp4", frames=30 + i, fps=8) for i in range(4)]
-    probes = [(source, probe_video(source.path)) for source in find_sources(tmp_path)]
-    held = hold_out(probes, fps=8, longest_window=17, needed_fps=8.0)
-    held_fast = [s for s, _ in probes if s.digest in held.whole and s.path in fast]
-    assert 1 <= len(held_fast) < len(fast)
-    few = [pair for pair in probes if pair[0].path in (*slow[:3], *fast[:2])]
-    chosen = hold_out(few, fps=8, longest_window=29, needed_fps=8.0).whole
-    assert {s.path for s, _ in few if s.digest in chosen} <= set(fast)
-    assert len(chosen) == 1
+@pytest.mark.parametrize("names", range(8))
+def test_of_slow_and_fast_videos_fast_ones_are_held_out(tmp_path, counting_video, names):
+    slow = probe_video(counting_video("slow.mp4", frames=20, fps=4))
+    fast = probe_video(counting_video("fast.mp4", frames=40, fps=8))
+
+    def videos(count, probe, kind):
+        digests = [digest_of_text(f"{names} {kind} {i}") for i in range(count)]
+        told = {"path": tmp_path, "size": 1, "caption": ""}
+        return [(Source(name=f"{kind} {d}", digest=d, **told), probe) for d in digests]
+
+    def held(some, longest):
+        chosen = hold_out(some, fps=8, longest_window=longest, needed_fps=8.0)
+        return [s.name.split()[0] for s, _ in some if s.digest in chosen.whole]
+
+    # Too short to be divided: one whole video, and it must be one that every stage can read.
+    assert held(videos(4, slow, "slow") + videos(2, fast, "fast"), 40) == ["fast"]
+    many = held(videos(20, slow, "slow") + videos(4, fast, "fast"), 17)
+    assert 1 <= many.count("fast") <= 2, "both splits have fast ones"
 
 
 def test_a_clip_whose_rate_becomes_known_is_encoded_anew(tmp_path, counting_video):
