@@ -82,7 +82,7 @@ class GaussianModel(nn.Module):
         super().__init__()
         self.schedule = schedule
 
-    def forward(self, noisy, timesteps, text, *, context, label, noise_level, temporal_text):
+    def forward(self, noisy, timesteps, text, *, context, **nothing_else):
         mean = context[:, :, -1].amax(dim=(1, 2, 3)).view(-1, 1, 1, 1, 1)
         return best_prediction(self.schedule, noisy, timesteps, mean)
 

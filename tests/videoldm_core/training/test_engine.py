@@ -25,10 +25,14 @@ def results(tmp_path_factory, program, two_processes, deterministic) -> Path:
     def request(name: str, zero_stage: int, steps: int = STEPS) -> dict:
         return {"out": str(folder / name), "zero_stage": zero_stage, "steps": steps}
 
-    plain = [request(f"zero{stage}", stage) for stage in range(4)]
-    resumed = [request(f"resumed{stage}", stage, n) for stage in (2, 3) for n in (2, STEPS)]
-    # Another number of processes and another stage go on from what ZeRO-3 left after 2 steps.
-    two_processes(weights, *plain, *resumed, request("moved", 3, 2))
+    requests = [
+        request(name, stage, steps)
+        for stage in range(4)
+        for name, steps in ((f"zero{stage}", STEPS), (f"resumed{stage}", 2), (f"resumed{stage}", 3))
+    ]
+    # ZeRO-3 comes last: DeepSpeed then puts a linear function of its own, with other rounding, into
+    # the rest of the process. Another number of processes goes on from what it left after 2 steps.
+    two_processes(weights, *requests, request("moved", 3, 2))
     for name, steps in (("start", 0), ("torch", STEPS), ("moved", STEPS)):
         program.run(str(folder / name), weights, steps=steps)
     return folder
@@ -46,8 +50,8 @@ def test_deepspeed_trains_as_one_torch_process_does(results, task, zero_stage):
     assert distance(found, expected) < 0.01 * distance(expected, start)
 
 
-@pytest.mark.parametrize("task", ["denoising", "decoding"])
-@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_a_restarted_run_ends_with_the_same_bits(results, task, zero_stage):
     straight = load_file(results / f"zero{zero_stage}" / f"{task}_{STEPS}.safetensors")
     resumed = load_file(results / f"resumed{zero_stage}" / f"{task}_{STEPS}.safetensors")
@@ -75,13 +79,3 @@ def test_every_token_learns_beside_its_image_model(results):
     tokens = [name for name in start if name.startswith("denoiser/tokens.")]
     assert len(tokens) == 1 + 1 + 4
     assert not [name for name in tokens if torch.equal(start[name], end[name])]
-
-
-@pytest.mark.parametrize("zero_stage", [2, 3])
-def test_a_restarted_run_of_a_whole_image_model_ends_at_the_same_place(results, zero_stage):
-    # Not the same bits: on a CPU two such runs in one process, never interrupted and without any
-    # tokens, differ in the last one, too (seen under ZeRO-2).
-    start = load_file(results / "start" / "telling_0.safetensors")
-    straight = load_file(results / f"zero{zero_stage}" / f"telling_{STEPS}.safetensors")
-    resumed = load_file(results / f"resumed{zero_stage}" / f"telling_{STEPS}.safetensors")
-    assert distance(straight, resumed) < 1e-4 * distance(straight, start)
