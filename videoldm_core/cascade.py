@@ -1,9 +1,8 @@
-"""START HERE: the cascade as a table. Every stage is one row; a preset is the same table with other
-numbers.
+"""START HERE: the cascade as a table, one row per stage; a preset is a table with its numbers.
 
 A row says which section of the paper it is, what it minimises, what it is given, where its weights
-start, which
-of them move, and which frames it sees. Nothing else in the project knows a stage by name.
+start, which of them move, and which frames it sees. Nothing else in the project knows a stage by
+name.
 """
 
 import json

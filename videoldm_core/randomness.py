@@ -1,8 +1,7 @@
 """Random numbers that belong to a sample, not to a process.
 
 Every sample of every step has its own generator, so a batch split over any number of ranks, or
-repeated
-after a crash, draws the same numbers.
+repeated after a crash, draws the same numbers.
 """
 
 import hashlib

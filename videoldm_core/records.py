@@ -29,8 +29,7 @@ def parse_record(kind: type[R], values: Any, *, where: str) -> R:
         where: what the values are, for the message ("the run file tiny.yaml").
 
     Raises:
-        UserError: names the first wrong key and its value; an unknown key comes with its nearest
-        match.
+        UserError: names the first wrong key and its value, and of an unknown key its nearest match.
     """
     try:
         return kind.model_validate(values)

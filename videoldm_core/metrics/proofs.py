@@ -1,8 +1,7 @@
 """What each kind of stage must prove on held-out clips; a stage row names its proof.
 
 A proof measures published weights as sampling would load them, on each process's share of the
-clips, and returns
-series of (seeds, clips); its claims say which series must beat which.
+clips, and returns series of (seeds, clips); its claims say which series must beat which.
 """
 
 from typing import Annotated

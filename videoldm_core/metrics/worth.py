@@ -1,9 +1,8 @@
 """Rows of the worth table: a stage's metric on held-out clips against what it replaces.
 
 A proof measures named series, one value per seed and clip, on each process's share of the clips;
-claims then
-say which series must beat which. A stage whose claims do not all hold is reported as failed by
-name.
+claims then say which series must beat which. A stage whose claims do not all hold is reported as
+failed by name.
 """
 
 import torch

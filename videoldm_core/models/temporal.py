@@ -1,9 +1,8 @@
-"""The temporal layers phi that turn an image model into a video model (§3.1; method of the released
-totals).
+"""The temporal layers phi that turn an image model into a video model (§3.1).
 
-Every layer is made so that before training it changes nothing: the last matrix of each branch is
-zero.
-Layers know nothing of the UNet they stand in; video_unet.py calls them by the name of their place.
+Which layers those are follows from the parameter counts that the paper prints. Every layer is made
+so that before training it changes nothing: the last matrix of each branch is zero. Layers know
+nothing of the UNet they stand in; video_unet.py calls them by the name of their place.
 """
 
 import math

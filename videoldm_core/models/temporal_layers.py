@@ -1,8 +1,7 @@
 """phi: all temporal layers of one video model, in one module that is saved alone (§3.1).
 
 Keyed by place in the UNet, so the same phi goes under any image model of the same shape: a
-DreamBooth
-fine-tune is another backbone under the same file.
+DreamBooth fine-tune is another backbone under the same file.
 """
 
 from pathlib import Path
@@ -173,12 +172,10 @@ class TemporalLayers(nn.Module):
         save_file(tensors, folder / "temporal.safetensors")
 
     def load(self, folder: Path) -> None:
-        """Takes the weights in `folder`; what the folder's model did not have keeps its start
-        value.
+        """Takes the weights in `folder`; what its model did not have keeps its start values.
 
         A predictor started from a text-to-video phi adds the context pyramid, nothing else: any
-        other
-        difference is an error.
+        other difference is an error.
 
         Raises:
             UserError: names the first key that is missing, unknown or of another shape.

@@ -1,8 +1,7 @@
 """The video decoder: an untouched image decoder walked with temporal ResBlocks in between (§3.1.1).
 
 Before training it decodes each frame as the image decoder does. The encoder is not part of it: it
-stays
-frozen so that the latents of every other stage keep their meaning.
+stays frozen so that the latents of every other stage keep their meaning.
 """
 
 from collections.abc import Callable

@@ -62,10 +62,8 @@ class Adversary:
         """The loss to minimise, the error of the made frames, and numbers to report.
 
         The losses are differentiated at the made frames first, and the network then by the sum of
-        those
-        gradients: DeepSpeed allows one backward pass through an engine's output, and the adaptive
-        weight
-        needs the two gradients apart.
+        those gradients: DeepSpeed allows one backward pass through an engine's output, and the
+        adaptive weight needs the two gradients apart.
 
         Args:
             made, real: samples of the critic (frames or videos), in [-1, 1], float32.
@@ -100,9 +98,8 @@ def adaptive_weight(by_error: Tensor, by_critic: Tensor) -> Tensor:
     """How much the critic counts per sample: |grad of the error| / |grad of the opinion|, (b).
 
     Deviation: the gradients are taken at the decoded frames, per sample, not at the last layer's
-    weights
-    over the batch (Esser 2021, Eq. 7). The ratio says the same, needs no weight that ZeRO-3 has
-    partitioned, and is the same however a batch is split over processes.
+    weights over the batch (Esser 2021, Eq. 7). The ratio says the same, needs no weight that ZeRO-3
+    has partitioned, and is the same however a batch is split over processes.
 
     Args:
         by_error, by_critic: gradients at the decoded frames, b ... (frames or videos).

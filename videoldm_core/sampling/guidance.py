@@ -27,12 +27,11 @@ def guided_prediction(  # noqa: PLR0913 - what a prediction depends on
     label: Tensor | None = None,
     temporal_texts: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """f(0,0) + s_text (f(c,0) - f(0,0)) + s_context (f(c,c_S) - f(c,0)); with s_text = 1 this is
-    Eq. 4.
+    """f(0,0) + s_text (f(c,0) - f(0,0)) + s_context (f(c,c_S) - f(c,0)); Eq. 4 is s_text = 1.
 
     Collected by branch: s_context f(c,c_S) + (s_text - s_context) f(c,0) + (1 - s_text) f(0,0). A
-    branch
-    of weight 0 is not computed, the others run as one batch. Without context f(c,c_S) = f(c,0).
+    branch of weight 0 is not computed, the others run as one batch. Without context
+    f(c,c_S) = f(c,0).
 
     Args:
         text, null_text: of the prompt and of the empty text, b l d.

@@ -1,10 +1,9 @@
 """Checkpoints that are complete or absent, and do not depend on how the run was sharded.
 
 One folder per checkpoint, holding for every player its trainable weights, Adam's moments and the
-average, as
-full tensors by name: frozen weights are not in it, and any number of processes or ZeRO stage can go
-on from
-it. There is no random state to keep: every draw belongs to a sample (randomness.py).
+average, as full tensors by name: frozen weights are not in it, and any number of processes or ZeRO
+stage can go on from it. There is no random state to keep: every draw belongs to a sample
+(randomness.py).
 """
 
 import json
@@ -17,7 +16,12 @@ from torch import Tensor, distributed
 from videoldm_core.errors import UserError
 from videoldm_core.files import disk_error, publish_folder
 from videoldm_core.models.weights import check_keys, read_tensors
-from videoldm_core.training.engine import full_moments, full_tensors, restore_moments
+from videoldm_core.training.engine import (
+    full_moments,
+    full_tensors,
+    is_first_process,
+    restore_moments,
+)
 from videoldm_core.training.players import Player
 
 KEPT = 2
@@ -32,7 +36,7 @@ def save_checkpoint(folder: Path, players: list[Player], step: int) -> None:
         UserError: the disk is full or read-only; earlier checkpoints stay as they are.
     """
     states = {player.name: _state_of(player, step) for player in players}
-    if _is_first():
+    if is_first_process():
         _write(folder, states, step)
     if distributed.is_initialized():
         distributed.barrier()
@@ -98,7 +102,3 @@ def _read(path: Path, player: Player) -> dict[str, Tensor]:
     if averages != {k.replace("weight/", "ema/", 1) for k in expected}:
         raise UserError(f"{str(where)!r} is not whole; delete {str(path)!r} and run again.")
     return tensors
-
-
-def _is_first() -> bool:
-    return not distributed.is_initialized() or distributed.get_rank() == 0

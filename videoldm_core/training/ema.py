@@ -27,7 +27,7 @@ class Ema:
         torch._foreach_lerp_(averages, current, 1 - decay)
 
     def full(self) -> dict[str, Tensor]:
-        """The average of every parameter, whole, on the CPU; a collective call under ZeRO-3."""
+        """The average of every parameter, whole; collective and kept as `full_tensors`."""
         self.swap()
         try:
             return full_tensors(self._parameters)

@@ -1,9 +1,7 @@
-"""The engines that take a step: plain torch, and DeepSpeed ZeRO. The only file that knows
-DeepSpeed.
+"""The engines that take a step: plain torch, and DeepSpeed ZeRO, which no other file knows.
 
 `Engine` has DeepSpeed's own names, so its engine needs no adapter and TorchEngine is the stand-in
-for one
-process. What trains is float32 in both: "bf16" means autocast around the forward pass.
+for one process. What trains is float32 in both: "bf16" means autocast around the forward pass.
 
 Gradients are accumulated as DeepSpeed counts (gradient_accumulation_steps): `backward` and `step`
 are called for every micro batch, and the last one's `step` takes the step. Its own count is right
@@ -195,22 +193,39 @@ def local_part(parameter: nn.Parameter, full: Tensor) -> Tensor:
     return padded[rank * size : (rank + 1) * size].view_as(shard).to(shard.device)
 
 
+def is_first_process() -> bool:
+    """Whether this process writes what all of them made."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
 def full_tensors(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Every parameter whole, on the CPU; a collective call under ZeRO-3."""
-    with _gathered(list(parameters.values())):
-        return {name: p.detach().cpu().clone() for name, p in parameters.items()}
+    """Every parameter whole, on the CPU of the first process, and nothing on the others.
+
+    A collective call under ZeRO-3. Parameters are gathered one at a time: all of them whole, in
+    every process, would take as many times a model's size as a node has accelerators.
+    """
+    kept = {}
+    for name, parameter in parameters.items():
+        with _gathered([parameter]):
+            if is_first_process():
+                kept[name] = parameter.detach().to("cpu", copy=True)
+    return kept
 
 
 def full_moments(engine: Engine, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Adam's moments of every parameter, whole, keyed "exp_avg/<name>"; a collective call."""
+    """Adam's moments of every parameter, whole, keyed "exp_avg/<name>"; a collective call.
+
+    Kept as `full_tensors` are.
+    """
     moments = {}
     for parameter in parameters.values():
-        parameter.requires_grad_(
-            True
-        )  # ZeRO-3 answers for these alone; another player may have the turn
+        # ZeRO-3 answers for these alone; another player may have the turn.
+        parameter.requires_grad_(True)
     for name, parameter in parameters.items():
         for moment in MOMENTS:
-            moments[f"{moment}/{name}"] = _full_moment(engine, parameter, moment).cpu().clone()
+            full = _full_moment(engine, parameter, moment)
+            if is_first_process():
+                moments[f"{moment}/{name}"] = full.detach().to("cpu", copy=True)
     return moments
 
 

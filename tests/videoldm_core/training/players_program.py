@@ -153,6 +153,8 @@ def run(out: str, weights: Path, *, steps: int, stage: dict[str, Any] | None = N
         result = trained(task, told, Path(out) / f"{name}_checkpoints", shape, steps)
         if rank() == 0:
             save_file(result, Path(out) / f"{name}_{steps}.safetensors")
+        else:
+            assert not result, "whole models are held by the first process alone"
 
 
 def trained(task: Task, job: Job, folder: Path, shape: tuple[int, ...], steps: int):
