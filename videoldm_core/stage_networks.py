@@ -152,9 +152,7 @@ def _denoiser_inputs(
 
 def _autoencoding(stage: Stage, objective: Autoencoding) -> StageNetworks:
     vae = objective.network.build(0)
-    if stage.checkpointing:
-        vae.enable_gradient_checkpointing()
-    net = ReconstructingAutoencoder(vae)
+    net = ReconstructingAutoencoder(vae, checkpointing=stage.checkpointing)
     trainable_parameters(net, [vae])
     players: dict[str, nn.Module] = {"autoencoder": net}
     if objective.critic is not None:

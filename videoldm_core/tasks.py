@@ -30,6 +30,7 @@ def build_task(job: Job, null_text: Tensor) -> Task:
             optimizer=stage.optimizer,
             seed=job.seed,
             checkpointing=stage.checkpointing,
+            in_bfloat16=job.precision == "bf16",
         )
     if isinstance(objective, Autoencoding):
         return AutoencodingTask(
@@ -46,4 +47,5 @@ def build_task(job: Job, null_text: Tensor) -> Task:
         optimizer=stage.optimizer,
         seed=job.seed,
         checkpointing=stage.checkpointing,
+        in_bfloat16=job.precision == "bf16",
     )

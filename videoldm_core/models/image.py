@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 
 from videoldm_core.errors import UserError
 from videoldm_core.records import Record
 
+ENCODED_PX = 8 * 512 * 512  # of frames that are encoded at once
 NARROW_LOG_VARIANCE = -6.0
 # The last matrix of diffusers' residual blocks and of each branch of its transformer blocks.
 LAST_OF_BRANCH = ("conv2.weight", "to_out.0.weight", "ff.net.2.weight")
@@ -126,6 +127,25 @@ def latent_scale(vae_folder: Path) -> float:
     """What latents of this autoencoder are multiplied by so that their deviation is about 1."""
     config = AutoencoderKL.load_config(vae_folder, local_files_only=True)
     return float(config["scaling_factor"])  # type: ignore[index]
+
+
+@torch.no_grad()
+def encoded_mean(vae: AutoencoderKL, clip: Tensor, *, in_bfloat16: bool) -> Tensor:
+    """Posterior means of a clip's frames, unscaled: b t 3 H W to b t c h w, float32.
+
+    Frames of one clip at a time, and of large ones fewer, so that what is computed together does
+    not depend on how a batch was split, nor memory on how many clips it has.
+
+    Args:
+        in_bfloat16: under autocast, as stores are encoded in such a run.
+    """
+    at_once = max(1, ENCODED_PX // (clip.shape[-2] * clip.shape[-1]))
+    with torch.autocast(clip.device.type, torch.bfloat16, enabled=in_bfloat16):
+        encoded = [
+            torch.cat([vae.encode(some).latent_dist.mean for some in frames.split(at_once)])
+            for frames in clip
+        ]
+    return torch.stack(encoded).float()
 
 
 def shrinking(vae: AutoencoderKL) -> int:

@@ -33,14 +33,22 @@ class Mixer(nn.Module):
 
     def forward(self, spatial: Tensor, temporal: Tensor) -> Tensor:
         """Blends two equal shapes b t ...; exactly `spatial` where alpha is 1."""
-        return torch.lerp(temporal, spatial, self._alpha(spatial))
+        return torch.lerp(spatial, temporal, self._temporal_share(spatial))
 
     def added(self, spatial: Tensor, change: Tensor) -> Tensor:
         """The same where temporal = spatial + change, which is then never formed."""
-        return torch.addcmul(spatial, 1 - self._alpha(spatial), change)
+        return torch.addcmul(spatial, self._temporal_share(spatial), change)
 
-    def _alpha(self, like: Tensor) -> Tensor:
-        return torch.sigmoid(self.logit).view(-1, *[1] * (like.ndim - 2)).to(like.dtype)
+    def _temporal_share(self, like: Tensor) -> Tensor:
+        """1 - alpha, shaped to b t ....
+
+        As sigmoid(-logit) in float32: in bf16 an alpha near 1 would round to it, and switch the
+        temporal layer off for ever.
+        """
+        count, frames = len(self.logit), like.shape[1]
+        assert count in (1, frames), f"{count} alphas for clips of {frames} frames"
+        share = torch.sigmoid(-self.logit.float())
+        return share.view(-1, *[1] * (like.ndim - 2)).to(like.dtype)
 
 
 class TimeConv(nn.Conv3d):

@@ -78,6 +78,13 @@ class VideoDecoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Maps unscaled latents b t c h w to frames b t 3 H W, about [-1, 1]."""
+        h = self.before_time(latents)
+        if self.temporal is not None:
+            h = self.temporal.last(h)
+        return rearrange(h, "b c t h w -> b t c h w")
+
+    def before_time(self, latents: Tensor) -> Tensor:
+        """What the last convolution over time is given: b 3 t H W."""
         frames = latents.shape[1]
         h = rearrange(latents, "b t c h w -> (b t) c h w")
         if self.post_quant_conv is not None:
@@ -89,10 +96,7 @@ class VideoDecoder(nn.Module):
                 h = self._resnet(resnet, resnet_name(f"up_{i}", j), h, frames)
             for upsampler in block.upsamplers or ():
                 h = self._run(upsampler, h)
-        h = rearrange(self._run(self._to_frames, h), "(b t) c h w -> b c t h w", t=frames)
-        if self.temporal is not None:
-            h = self.temporal.last(h)
-        return rearrange(h, "b c t h w -> b t c h w")
+        return rearrange(self._run(self._to_frames, h), "(b t) c h w -> b c t h w", t=frames)
 
     def _mid(self, h: Tensor, frames: int) -> Tensor:
         block = self.decoder.mid_block

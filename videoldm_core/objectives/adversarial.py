@@ -4,10 +4,12 @@
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight, conv3d_weight
 
 from videoldm_core.data.loader import Batch
 from videoldm_core.models.discriminator import hinge_loss
@@ -15,6 +17,42 @@ from videoldm_core.training.engine import OptimizerConfig
 from videoldm_core.training.players import Player, Turn, trainable_parameters
 
 Error = Callable[[Tensor], Tensor]  # made frames -> their mean error, a scalar
+
+MOST_ADAPTIVE_WEIGHT = 1e4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """Samples that a network made, and how its last layer made them.
+
+    Attributes:
+        samples: frames n 3 H W or videos b t 3 H W in [-1, 1], float32.
+        layer: the last convolution, over places or over time and places.
+        seen: what it was given, n c H W or b c t H W.
+    """
+
+    samples: Tensor
+    layer: nn.Conv2d | nn.Conv3d
+    seen: Tensor
+
+    def weight_gradients(self, by_samples: Tensor) -> Tensor:
+        """Gradients of the last layer's weights, one per sample, flat: b k.
+
+        They take what the layer was given and no weight, which ZeRO-3 may have put elsewhere.
+
+        Args:
+            by_samples: gradients at the samples, shaped like them.
+        """
+        layer = self.layer
+        shape = (layer.out_channels, layer.in_channels, *layer.kernel_size)
+        of_weights: Any = conv2d_weight
+        if isinstance(layer, nn.Conv3d):
+            of_weights, by_samples = conv3d_weight, by_samples.transpose(1, 2)
+        pairs = zip(self.seen.detach().float().split(1), by_samples.split(1), strict=True)
+        gradients = [
+            of_weights(seen, shape, by_sample, padding=layer.padding) for seen, by_sample in pairs
+        ]
+        return torch.stack([gradient.flatten() for gradient in gradients])
 
 
 class Alone:
@@ -24,11 +62,11 @@ class Alone:
         self.players: list[Player] = []
 
     def loss(
-        self, made: Tensor, real: Tensor, error: Error, batch: Batch, turn: Turn
-    ) -> tuple[Tensor, float, dict[str, float]]:
+        self, made: Made, real: Tensor, error: Error, batch: Batch, turn: Turn
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The loss to minimise, the error of the made frames, and numbers to report."""
-        loss = error(made)
-        return loss, loss.item(), {}
+        loss = error(made.samples)
+        return loss, loss.detach(), {}
 
 
 class Adversary:
@@ -57,8 +95,8 @@ class Adversary:
         ]
 
     def loss(
-        self, made: Tensor, real: Tensor, error: Error, batch: Batch, turn: Turn
-    ) -> tuple[Tensor, float, dict[str, float]]:
+        self, made: Made, real: Tensor, error: Error, batch: Batch, turn: Turn
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The loss to minimise, the error of the made frames, and numbers to report.
 
         The losses are differentiated at the made frames first, and the network then by the sum of
@@ -66,23 +104,26 @@ class Adversary:
         adaptive weight needs the two gradients apart.
 
         Args:
-            made, real: samples of the critic (frames or videos), in [-1, 1], float32.
+            real: like the samples that were made.
         """
-        leaf = made.detach().requires_grad_()
-        value, samples = error(leaf), len(made)
-        (gradient,) = torch.autograd.grad(value * samples, leaf)
+        samples = made.samples
+        leaf, count = samples.detach().requires_grad_(), len(samples)
+        value = error(leaf)
+        (gradient,) = torch.autograd.grad(value * count, leaf)
         numbers = {}
         if turn.step >= self._starts_at:
-            self._judged[int(batch.sample_ids[0])] = real, made.detach()
+            self._judged[int(batch.sample_ids[0])] = real, samples.detach()
             scores = self.critic(leaf).float()
             opinion = -scores.mean(dim=tuple(range(1, scores.ndim)))
             (by_critic,) = torch.autograd.grad(opinion.sum(), leaf)
-            weight = self._weight * adaptive_weight(gradient, by_critic)
-            gradient = gradient + weight.view(-1, *[1] * (made.ndim - 1)) * by_critic
-            numbers["opinion"] = opinion.mean().item()
-        return (made * gradient).sum() / samples, value.item(), numbers
+            weight = self._weight * adaptive_weight(
+                made.weight_gradients(gradient), made.weight_gradients(by_critic)
+            )
+            gradient = gradient + weight.view(-1, *[1] * (samples.ndim - 1)) * by_critic
+            numbers = {"opinion": opinion.detach().mean(), "critic_weight": weight.mean()}
+        return (samples * gradient).sum() / count, value.detach(), numbers
 
-    def critic_loss(self, net: Any, batch: Batch, turn: Turn) -> tuple[Tensor, dict[str, float]]:
+    def critic_loss(self, net: Any, batch: Batch, turn: Turn) -> tuple[Tensor, dict[str, Tensor]]:
         """Hinge loss on the real samples and on what was made of them in the network's own turn.
 
         That turn is over for every micro batch of the step when this one begins, so what each of
@@ -91,18 +132,17 @@ class Adversary:
         real, fake = self._judged.pop(int(batch.sample_ids[0]))
         real, fake = net(torch.cat([real, fake])).float().chunk(2)
         loss = hinge_loss(real, fake)
-        return loss, {"critic": loss.item()}
+        return loss, {"critic": loss.detach()}
 
 
 def adaptive_weight(by_error: Tensor, by_critic: Tensor) -> Tensor:
-    """How much the critic counts per sample: |grad of the error| / |grad of the opinion|, (b).
+    """How much the critic counts: |gradient of the error| / |gradient of the opinion|, (b).
 
-    Deviation: the gradients are taken at the decoded frames, per sample, not at the last layer's
-    weights over the batch (Esser 2021, Eq. 7). The ratio says the same, needs no weight that ZeRO-3
-    has partitioned, and is the same however a batch is split over processes.
+    Of the last layer's weights (Esser 2021, Eq. 7). Deviation: per sample, not over the batch, so
+    that it is the same however a batch is split over processes and micro batches.
 
     Args:
-        by_error, by_critic: gradients at the decoded frames, b ... (frames or videos).
+        by_error, by_critic: gradients of the last layer's weights per sample, b k.
     """
-    ratio = by_error.flatten(1).norm(dim=1) / (by_critic.flatten(1).norm(dim=1) + 1e-4)
-    return ratio.clamp(max=1e4)
+    ratio = by_error.norm(dim=1) / (by_critic.norm(dim=1) + 1e-4)
+    return ratio.clamp(max=MOST_ADAPTIVE_WEIGHT)

@@ -1,6 +1,6 @@
 """The image autoencoder, for those who bring none (stage 0; Rombach 2022)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,13 +8,14 @@ import torch
 from diffusers import AutoencoderKL
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from videoldm_core.data.loader import Batch
 from videoldm_core.metrics.quality import psnr
 from videoldm_core.models.discriminator import CriticConfig, PatchDiscriminator2D
 from videoldm_core.models.image import AutoencoderConfig
 from videoldm_core.models.perceptual import NO_BACKBONE, PerceptualConfig, load_perceptual
-from videoldm_core.objectives.adversarial import Adversary, Alone
+from videoldm_core.objectives.adversarial import Adversary, Alone, Made
 from videoldm_core.objectives.task import device_of
 from videoldm_core.randomness import SampleRng
 from videoldm_core.records import Record
@@ -23,8 +24,9 @@ from videoldm_core.training.players import Player, Turn, trainable_parameters
 
 
 class Autoencoding(Record):
-    """|x - D(E(x))| + squared error + LPIPS + KL(E(x) || N(0, 1)) on single frames, and the hinge
-    loss of a patch critic.
+    """|x - D(E(x))| + squared error + LPIPS + KL(E(x) || N(0, 1)) + hinge loss of a patch critic.
+
+    On single frames. Deviation: the squared error is not Rombach's; PSNR judges the stage too.
     """
 
     kind: Literal["autoencoding"] = "autoencoding"
@@ -39,17 +41,39 @@ class Autoencoding(Record):
 
 
 class ReconstructingAutoencoder(nn.Module):
-    """An autoencoder whose forward pass reconstructs, so that an engine can wrap it."""
+    """An autoencoder whose forward pass reconstructs, so that an engine can wrap it.
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    Args:
+        checkpointing: recompute activations in the backward pass instead of keeping them.
+    """
+
+    def __init__(self, vae: AutoencoderKL, *, checkpointing: bool = False) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae, self.checkpointing = vae, checkpointing
+        if checkpointing:
+            vae.enable_gradient_checkpointing()  # the encoder's; diffusers' own is not reentrant
 
-    def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps frames n 3 H W in [-1, 1] and noise n c h w to (reconstruction, KL (n))."""
+    def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps frames n 3 H W in [-1, 1] and noise n c h w to the reconstruction, the KL (n), and
+        what the last layer was given, n c H W.
+        """
         posterior = self.vae.encode(frames).latent_dist
         latents = posterior.mean + posterior.std * noise
-        return self.vae.decode(latents).sample, posterior.kl()
+        seen = self._before_last(latents)
+        return self.vae.decoder.conv_out(seen), posterior.kl(), seen
+
+    def _before_last(self, latents: Tensor) -> Tensor:
+        """The walk of diffusers' decoder up to its last layer."""
+        decoder = self.vae.decoder
+        h = decoder.conv_in(self.vae.post_quant_conv(latents))
+        for block in (decoder.mid_block, *decoder.up_blocks):
+            h = self._run(block, h)
+        return self._run(lambda h: decoder.conv_act(decoder.conv_norm_out(h)), h)
+
+    def _run(self, block: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, h, use_reentrant=False)
+        return block(h)
 
 
 class AutoencodingTask:
@@ -69,13 +93,12 @@ class AutoencodingTask:
     ) -> None:
         self.config = config
         self.vae = config.network.build(seed)
-        if checkpointing:
-            self.vae.enable_gradient_checkpointing()  # diffusers' own is not reentrant
         self.perceptual = load_perceptual(config.perceptual, checkpointing=checkpointing)
         self.frozen: list[nn.Module] = [] if self.perceptual is None else [self.perceptual]
         self.remark = NO_BACKBONE if self.perceptual is None else ""
         self._against = _against(config, optimizer, seed)
-        net = ReconstructingAutoencoder(self.vae)
+        net = ReconstructingAutoencoder(self.vae, checkpointing=checkpointing)
+        self._last = self.vae.decoder.conv_out
         self.players = [
             Player(
                 name="autoencoder",
@@ -87,26 +110,25 @@ class AutoencodingTask:
             *self._against.players,
         ]
 
-    def loss(self, net: Any, batch: Batch, turn: Turn) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, net: Any, batch: Batch, turn: Turn) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstruction error, weighted KL and the critic's opinion on one batch."""
-        frames, decoded, kl = self._reconstruct(net, batch, turn.rng)
+        frames, decoded, kl, seen = self._reconstruct(net, batch, turn.rng)
+        made = Made(samples=decoded.float(), layer=self._last, seen=seen)
         loss, reconstruction, numbers = self._against.loss(
-            decoded.float(), frames, lambda made: self._error(made, frames), batch, turn
+            made, frames, lambda samples: self._error(samples, frames), batch, turn
         )
         divergence = self.config.kl_weight * kl.float().mean()
-        numbers |= {"loss": reconstruction + divergence.item(), "reconstruction": reconstruction}
+        numbers |= {"loss": reconstruction + divergence.detach(), "reconstruction": reconstruction}
         return loss + divergence, numbers
 
     def heldout(self, net: Any, batch: Batch, turn: Turn) -> dict[str, Tensor]:
         """PSNR of each held-out clip in dB, (b)."""
-        frames, decoded, _ = self._reconstruct(net, batch, turn.rng)
+        frames, decoded, *_ = self._reconstruct(net, batch, turn.rng)
         clips = batch.clip.shape[0]
         return {"psnr": psnr(decoded.float(), frames).view(clips, -1).mean(dim=1)}
 
     def finish(self, batches: Iterator[Batch]) -> None:
-        """Sets the factor that brings latents of training frames to deviation 1 (Rombach 2022,
-        §3.1).
-        """
+        """Sets the factor that brings latents of training frames to deviation 1 (Rombach 2022)."""
         device = device_of(self.vae)
         with torch.no_grad():
             latents = [
@@ -127,13 +149,13 @@ class AutoencodingTask:
             return pixels
         return pixels + self.perceptual.weight * self.perceptual(made, frames).mean()
 
-    def _reconstruct(self, net: Any, batch: Batch, rng: SampleRng) -> tuple[Tensor, Tensor, Tensor]:
+    def _reconstruct(self, net: Any, batch: Batch, rng: SampleRng) -> tuple[Tensor, ...]:
+        """Frames n 3 H W, then what `ReconstructingAutoencoder` makes of them."""
         frames = rearrange(batch.clip, "b t c h w -> (b t) c h w").to(device_of(net))
         factor = 2 ** (len(self.config.network.widths) - 1)
         height, width = frames.shape[-2] // factor, frames.shape[-1] // factor
         shape = (batch.clip.shape[1], self.config.network.latent_channels, height, width)
-        decoded, kl = net(frames, rng.normal(shape).flatten(0, 1).to(frames))
-        return frames, decoded, kl
+        return frames, *net(frames, rng.normal(shape).flatten(0, 1).to(frames))
 
 
 def _against(config: Autoencoding, optimizer: OptimizerConfig, seed: int) -> Alone | Adversary:

@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from videoldm_core.data.loader import Batch
 from videoldm_core.metrics.quality import flicker, psnr
 from videoldm_core.models.discriminator import CriticConfig, PatchDiscriminator3D
-from videoldm_core.models.image import load_vae
+from videoldm_core.models.image import encoded_mean, load_vae
 from videoldm_core.models.perceptual import NO_BACKBONE, PerceptualConfig, load_perceptual
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
-from videoldm_core.objectives.adversarial import Adversary
+from videoldm_core.objectives.adversarial import Adversary, Made
 from videoldm_core.objectives.task import Parts, device_of
 from videoldm_core.records import Record
 from videoldm_core.training.engine import OptimizerConfig
@@ -32,9 +31,21 @@ class TemporalDecoding(Record):
     perceptual: PerceptualConfig | None = None  # of every frame (method: LPIPS); None: pixels alone
 
 
+class TrainedDecoder(VideoDecoder):
+    """A video decoder whose forward pass also returns what its last layer was given."""
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Maps unscaled latents b t c h w to frames b t 3 H W and the layer's input b 3 t H W."""
+        assert self.temporal is not None, "what trains has temporal layers"
+        seen = self.before_time(latents)
+        return self.temporal.last(seen).transpose(1, 2), seen
+
+
 class DecodingTask:
-    """Trains a video decoder and its critic in turn; the encoder is frozen and its latents are the
-    input.
+    """Trains a video decoder and its critic in turn; the frozen encoder's latents are the input.
+
+    Args:
+        in_bfloat16: encode under autocast, as the stores of such a run are encoded.
     """
 
     def __init__(
@@ -45,8 +56,9 @@ class DecodingTask:
         optimizer: OptimizerConfig,
         seed: int,
         checkpointing: bool = False,
+        in_bfloat16: bool = False,
     ) -> None:
-        self.config = config
+        self.config, self._in_bfloat16 = config, in_bfloat16
         self.vae = load_vae(parts["vae"])
         self.temporal = temporal_decoder_for(self.vae, seed=seed)
         self.vae.requires_grad_(False)
@@ -55,7 +67,7 @@ class DecodingTask:
         if self.perceptual is not None:
             self.frozen.append(self.perceptual)
         self.remark = NO_BACKBONE if self.perceptual is None else ""
-        decoder = VideoDecoder(self.vae, self.temporal, checkpointing=checkpointing)
+        decoder = TrainedDecoder(self.vae, self.temporal, checkpointing=checkpointing)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.critic = PatchDiscriminator3D(config.critic)
@@ -78,19 +90,20 @@ class DecodingTask:
             *self._against.players,
         ]
 
-    def decoder_loss(self, net: Any, batch: Batch, turn: Turn) -> tuple[Tensor, dict[str, float]]:
+    def decoder_loss(self, net: Any, batch: Batch, turn: Turn) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstruction, plus the critic's opinion once it has started."""
         video = batch.clip.to(device_of(net))
-        decoded = net(self._encode(video)).float()
+        decoded, seen = net(self._encode(video))
+        made = Made(samples=decoded.float(), layer=self.temporal.last, seen=seen)
         loss, error, numbers = self._against.loss(
-            decoded, video, lambda made: self._reconstruction(made, video).mean(), batch, turn
+            made, video, lambda frames: self._reconstruction(frames, video).mean(), batch, turn
         )
         return loss, {"loss": error, **numbers}
 
     def heldout(self, net: Any, batch: Batch, turn: Turn) -> dict[str, Tensor]:
         """PSNR in dB and flicker per held-out clip, (b)."""
         video = batch.clip.to(device_of(net))
-        decoded = net(self._encode(video)).float()
+        decoded = net(self._encode(video))[0].float()
         return {"psnr": psnr(decoded, video), "flicker": flicker(decoded, video)}
 
     def finish(self, batches: Iterator[Batch]) -> None:
@@ -104,12 +117,13 @@ class DecodingTask:
 
     def _encode(self, video: Tensor) -> Tensor:
         """Frozen latents, unscaled, b t c h w."""
-        with torch.no_grad():
-            latents = self.vae.encode(rearrange(video, "b t c h w -> (b t) c h w")).latent_dist.mean
-        return rearrange(latents, "(b t) c h w -> b t c h w", t=video.shape[1])
+        return encoded_mean(self.vae, video, in_bfloat16=self._in_bfloat16)
 
     def _reconstruction(self, decoded: Tensor, video: Tensor) -> Tensor:
-        """Error of the frames, and of their change in time, per clip (b)."""
+        """Error of the frames, and of their change in time, per clip (b).
+
+        Deviation: the squared error beside the absolute one, for PSNR judges the stage too.
+        """
         error = decoded - video
         change = error.diff(dim=1)
         over = (1, 2, 3, 4)

@@ -13,7 +13,13 @@ from videoldm_core.conditioning import Given
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.errors import UserError
 from videoldm_core.models.condition_tokens import ConditionTokens, load_tokens
-from videoldm_core.models.image import latent_scale, load_unet, load_vae, shrinking
+from videoldm_core.models.image import (
+    encoded_mean,
+    latent_scale,
+    load_unet,
+    load_vae,
+    shrinking,
+)
 from videoldm_core.models.temporal_layers import load_temporal_config
 from videoldm_core.models.video_unet import VideoUNet, temporal_layers_for
 from videoldm_core.objectives.task import Parts
@@ -28,6 +34,7 @@ class Denoiser(nn.Module):
         scale: what stored latents are multiplied by; 1 for a model that diffuses pixels.
         own_vae: of a model that reads frames and diffuses their latents (the latent upscaler),
             frozen; None: it diffuses what the store holds.
+        encodes_in_bfloat16: under autocast, as the stores of such a run are encoded.
         tokens: of what it is told beside the text; None: nothing.
     """
 
@@ -38,10 +45,12 @@ class Denoiser(nn.Module):
         scale: float,
         own_vae: AutoencoderKL | None = None,
         tokens: ConditionTokens | None = None,
+        *,
+        encodes_in_bfloat16: bool = False,
     ) -> None:
         super().__init__()
         self.net, self.schedule, self.scale, self.own_vae = net, schedule, scale, own_vae
-        self.tokens = tokens
+        self.tokens, self.encodes_in_bfloat16 = tokens, encodes_in_bfloat16
 
     @property
     def told_pass(self) -> bool:
@@ -92,9 +101,8 @@ class Denoiser(nn.Module):
         """What is diffused of a clip b t c h w of the stage's store, of about deviation 1."""
         if self.own_vae is None:
             return clip * self.scale
-        frames = rearrange(clip, "b t c h w -> (b t) c h w")
-        latents = torch.cat([self.own_vae.encode(f).latent_dist.mean for f in frames.split(1)])
-        return rearrange(latents, "(b t) c h w -> b t c h w", t=clip.shape[1]) * self.scale
+        encoded = encoded_mean(self.own_vae, clip, in_bfloat16=self.encodes_in_bfloat16)
+        return encoded * self.scale
 
     def noise_for(self, clip: Tensor, rng: SampleRng) -> Tensor:
         """Noise of the shape that is diffused of a clip b t c h w."""

@@ -66,8 +66,8 @@ class Denoising(Record):
     alpha: Literal["scalar", "per_frame"] | None = None
     context_reach: int = 0  # see TemporalConfig
     text_dropout: float = 0.1  # share of clips that are given the empty text, for guidance
-    # Share of clips whose labels are unknown, and of clips whose boxes are; each drawn for itself,
-    # whatever becomes of the text (stage 0).
+    # Share of clips whose labels are unknown, and of clips whose boxes are; each drawn for itself.
+    # A clip that is given the empty text is told neither: that is what guidance starts from.
     label_dropout: float = 0.1
     # Tokens of labels and boxes that this stage adds; None: the inherited ones, if there are any.
     tokens: Vocabulary | None = None
@@ -98,6 +98,7 @@ class DenoisingTask:
         frames, strides: of the stage's clips.
         crop: side of the square patches it is trained on, in pixels; None: whole frames (§3.4).
         null_text: embedding of the empty text, l d.
+        in_bfloat16: a model with an autoencoder of its own encodes under autocast.
     """
 
     def __init__(  # noqa: PLR0913 - one call site, in stage order
@@ -113,6 +114,7 @@ class DenoisingTask:
         optimizer: OptimizerConfig,
         seed: int,
         checkpointing: bool = False,
+        in_bfloat16: bool = False,
     ) -> None:
         self.config, self.trains, self.crop, self.null_text = config, trains, crop, null_text
         unet = config.unet.build(seed) if config.unet else load_unet(parts["unet"])
@@ -132,7 +134,9 @@ class DenoisingTask:
             if "tokens" in parts:
                 tokens.load(parts["tokens"])
         video = VideoUNet(unet, temporal, checkpointing=checkpointing)
-        self.model = Denoiser(video, schedule, *diffused_by(parts), tokens)
+        self.model = Denoiser(
+            video, schedule, *diffused_by(parts), tokens, encodes_in_bfloat16=in_bfloat16
+        )
         self.frozen, self.remark = [self.model], ""
         modules = {"unet": unet, "tokens": tokens, "temporal": temporal}
         moving = [m for name in trains if (m := modules.get(name)) is not None]
@@ -147,10 +151,10 @@ class DenoisingTask:
             )
         ]
 
-    def loss(self, net: Any, batch: Batch, turn: Turn) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, net: Any, batch: Batch, turn: Turn) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 1-3 and 5 on one batch."""
         loss = self._errors(net, batch, turn.rng).mean()
-        return loss, {"loss": loss.item()}
+        return loss, {"loss": loss.detach()}
 
     def heldout(self, net: Any, batch: Batch, turn: Turn) -> dict[str, Tensor]:
         """The same loss per held-out clip, (b)."""
@@ -193,18 +197,23 @@ class DenoisingTask:
             text,
             given,
             batch.stride_index.to(device) if self.model.told_pass else None,
-            told=self._told(batch, rng, device),
+            told=self._told(batch, dropped, rng),
         )
         target = schedule.target(clean, noise, timesteps)
         return (prediction - target).square().mean(dim=(1, 2, 3, 4))
 
-    def _told(self, batch: Batch, rng: SampleRng, device: torch.device) -> Told | None:
-        """Labels and boxes after dropout; drawn last, so that the other draws are as without."""
+    def _told(self, batch: Batch, dropped: Tensor, rng: SampleRng) -> Told | None:
+        """Labels and boxes after dropout; drawn last, so that the other draws are as without.
+
+        Args:
+            dropped: which clips are given the empty text, (b).
+        """
         if self.model.tokens is None:
             return None
         assert batch.told is not None, "a model with tokens is told of every clip"
-        labels, boxes = (rng.uniform() < self.config.label_dropout for _ in range(2))
-        return batch.told.without(labels, boxes).to(device)
+        alone = [(rng.uniform() < self.config.label_dropout).to(dropped.device) for _ in range(2)]
+        labels, boxes = (dropped | unknown for unknown in alone)
+        return batch.told.to(dropped.device).without(labels, boxes)
 
 
 def random_patches(clip: Tensor, side: int, rng: SampleRng) -> Tensor:

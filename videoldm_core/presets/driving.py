@@ -54,6 +54,7 @@ DRIVING = Preset(
         upscaler="upscaler",
     ),
     stages=(
+        # Deviation: this stage and the next see every frame of the store, not one a second.
         Stage(
             name="autoencoder",
             paper="§4.1 (stage 0; Rombach 2022)",
@@ -91,6 +92,8 @@ DRIVING = Preset(
             steps=200_000,
             warmup=1_000,
         ),
+        # Deviation: the paper trains its driving model as a prediction model from the start. Here
+        # motion is learned first, so that the predictor is judged by what context adds to it.
         Stage(
             name="temporal",
             paper="§3.1, Eq. 2",
@@ -160,7 +163,9 @@ DRIVING = Preset(
                     in_channels=6,
                     out_channels=3,
                     widths=(128, 256, 512, 512),
-                    attention=(False, False, False, False),
+                    # At the coarsest size alone, as the x4-upscaler: what is learned on patches
+                    # must hold on whole frames. Temporal attention stands there too.
+                    attention=(False, False, False, True),
                     text=_TEXT.width,
                     told_noise_level=True,
                 ),

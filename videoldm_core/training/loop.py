@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Iterator
 
+import torch
+from torch import Tensor
+
 from videoldm_core.data.loader import Batch
 from videoldm_core.randomness import SampleRng
 from videoldm_core.training.engine import set_learning_rate
@@ -39,7 +42,7 @@ def train(  # noqa: PLR0913 - everything the loop depends on, by name
                 continue
             unfreeze_only(player, players)
             set_learning_rate(player.engine, player.optimizer.lr * rate(step))
-            reported: list[dict[str, float]] = []
+            reported: list[dict[str, Tensor]] = []
             for micro in micro_batches(batch, micro_batch):
                 turn = Turn(step=step, rng=SampleRng(seed, player.name, micro.sample_ids))
                 loss, numbers = player.loss(player.engine, micro, turn)
@@ -47,7 +50,9 @@ def train(  # noqa: PLR0913 - everything the loop depends on, by name
                 player.engine.step()  # takes the step after the last micro batch
                 reported.append(numbers)
             player.ema.update(player.steps_at(step + 1))
-            metrics |= {k: sum(n[k] for n in reported) / len(reported) for k in reported[0]}
+            # Read once, after all work was handed over: reading waits for the accelerator.
+            means = {k: torch.stack([n[k] for n in reported]).mean() for k in reported[0]}
+            metrics |= {name: mean.item() for name, mean in means.items()}
         for action in after_step:
             action(step + 1, metrics)
 

@@ -22,7 +22,7 @@ class Turn:
 
 
 # (engine, batch, turn) -> the loss to minimise, and numbers to report with it
-Loss = Callable[[Any, Batch, Turn], tuple[Tensor, dict[str, float]]]
+Loss = Callable[[Any, Batch, Turn], tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclass

@@ -154,3 +154,23 @@ def test_a_forward_of_stable_diffusion_2_at_full_size():
     assert not torch.allclose(video, images)
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     assert peak_gib < 20
+
+
+def test_an_alpha_near_one_still_lets_the_temporal_layer_learn_in_bfloat16():
+    """In bf16 an alpha above 0.996 is 1, and 1 - alpha nothing."""
+    mixer = Mixer(logit=8.0)
+    spatial, change = torch.ones(1, 2, 3).bfloat16(), torch.ones(1, 2, 3).bfloat16()
+    change.requires_grad_()
+    mixer.added(spatial, change).float().sum().backward()
+    assert change.grad is not None
+    assert change.grad.min() > 0
+    temporal = torch.zeros(1, 2, 3).bfloat16().requires_grad_()
+    mixer(spatial, temporal).float().sum().backward()
+    assert temporal.grad is not None
+    assert temporal.grad.min() > 0
+
+
+def test_alphas_per_frame_refuse_clips_of_another_length():
+    mixer = Mixer(frames=3)
+    with pytest.raises(AssertionError, match="3 alphas for clips of 1 frames"):
+        mixer.added(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2))

@@ -1,5 +1,6 @@
 """The decoder walk against diffusers' image decoder and its temporal decoder."""
 
+import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 
@@ -129,7 +130,7 @@ def test_the_critic_scores_patches_over_space_and_time():
     critic = PatchDiscriminator3D(CriticConfig(width=8, layers=2))
     video = torch.randn(2, 4, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     scores = critic(video)
-    assert scores.shape == (2, 4, 7, 11)
+    assert scores.shape == (2, 4, 6, 10)
     changed = video.clone()
     changed[0, 2] += 1
     moved = (critic(changed) - scores).abs().amax(dim=(1, 2, 3))
@@ -141,12 +142,27 @@ def test_the_critic_of_frames_scores_each_frames_patches_alone():
     critic = PatchDiscriminator2D(CriticConfig(width=8, layers=2))
     frames = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     scores = critic(frames)
-    assert scores.shape == (2, 7, 11)
+    assert scores.shape == (2, 6, 10)
     changed = frames.clone()
     changed[0] += torch.randn(3, 32, 48, generator=torch.Generator().manual_seed(1))
     moved = (critic(changed) - scores).abs().amax(dim=(1, 2))
     assert moved[0] > 0
     assert moved[1] == 0
+
+
+@pytest.mark.parametrize(("layers", "side"), [(2, 34), (3, 70)])
+def test_a_score_sees_a_patch_of_the_usual_size(layers: int, side: int):
+    critic = PatchDiscriminator2D(CriticConfig(width=4, layers=layers))
+    for number, layer in enumerate(critic.body):
+        if isinstance(layer, torch.nn.GroupNorm):  # its statistics are of the whole frame
+            critic.body[number] = torch.nn.Identity()
+    frames = torch.randn(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    frames.requires_grad_()
+    scores = critic(frames)
+    scores[0, scores.shape[1] // 2, scores.shape[2] // 2].backward()
+    assert frames.grad is not None
+    rows = frames.grad.abs().sum(dim=(0, 1, 3)).nonzero().flatten()
+    assert rows.max() - rows.min() + 1 == side
 
 
 def test_the_hinge_loss_stops_at_confident_scores():

@@ -201,7 +201,7 @@ def test_losses_without_labels_are_what_they_were_before_there_were_any(random_b
         loss, numbers = task.loss(engine, batch, turn(batch, step))
         engine.backward(loss)
         engine.step()
-        losses.append(numbers["loss"])
+        losses.append(numbers["loss"].item())
     assert losses == pytest.approx(LOSSES_BEFORE, rel=1e-4)
     assert "tokens" not in {name.partition(".")[0] for name in player.trainable}
 
@@ -210,7 +210,7 @@ def test_losses_without_labels_are_what_they_were_before_there_were_any(random_b
 def test_labels_and_boxes_are_dropped_apart_and_clip_by_clip(share: float):
     batch = scene(0, by="box", clips=64)
     batch = replace(batch, told=told_of(WORDS, [({"time": "day"}, (LEFT,))] * 64))
-    call = asked(new_model(label_dropout=share), batch)
+    call = asked(new_model(label_dropout=share, text_dropout=0.0), batch)
     unknown = nothing_told(WORDS, 64)
     labels = call["labels"].eq(unknown.labels).all(dim=1)
     boxes = call["boxes"].eq(unknown.boxes).flatten(1).all(dim=1)
@@ -220,6 +220,18 @@ def test_labels_and_boxes_are_dropped_apart_and_clip_by_clip(share: float):
     else:
         counts = [int((labels == a).logical_and(boxes == b).sum()) for a in (0, 1) for b in (0, 1)]
         assert min(counts) >= 6
+
+
+def test_a_clip_that_loses_its_text_is_told_nothing():
+    """What guidance starts from (no text, nothing told) is seen as often as the empty text."""
+    batch = scene(0, by="box", clips=64)
+    told = told_of(WORDS, [({"time": "day"}, (LEFT,))] * 64)
+    batch = replace(batch, told=told, text=torch.ones_like(batch.text))
+    call = asked(new_model(label_dropout=0.0, text_dropout=0.5), batch)
+    dropped, unknown = call["text"].eq(0).all(dim=2).all(dim=1), nothing_told(WORDS, 64)
+    assert 16 < int(dropped.sum()) < 48
+    assert torch.equal(call["labels"].eq(unknown.labels).all(dim=1), dropped)
+    assert torch.equal(call["boxes"].eq(unknown.boxes).flatten(1).all(dim=1), dropped)
 
 
 def test_a_later_stage_inherits_frozen_tokens_and_reads_them(tmp_path: Path):

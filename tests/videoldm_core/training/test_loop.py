@@ -38,10 +38,10 @@ class RecordingEngine:
 def player(name: str, events: list[Event], *, lr: float = 1.0, starts_at: int = 0) -> Player:
     module = nn.Linear(1, 1)
 
-    def loss(net: Any, batch: Batch, turn: Turn) -> tuple[Tensor, dict[str, float]]:
+    def loss(net: Any, batch: Batch, turn: Turn) -> tuple[Tensor, dict[str, Tensor]]:
         draw = turn.rng.uniform()[0].item()
         events.append(("loss", name, turn.step, int(batch.sample_ids[0]), draw))
-        return torch.tensor(float(turn.step)), {name: turn.step}
+        return torch.tensor(float(turn.step)), {name: torch.tensor(float(turn.step))}
 
     made = Player(
         name=name,
@@ -200,9 +200,9 @@ def test_a_sample_draws_the_same_in_any_micro_batch():
         one = player("decoder", events)
         seen = draws.setdefault(size, [])
 
-        def loss(net: Any, batch: Batch, turn: Turn, seen=seen) -> tuple[Tensor, dict[str, float]]:
+        def loss(net: Any, batch: Batch, turn: Turn, seen=seen) -> tuple[Tensor, dict[str, Tensor]]:
             seen += turn.rng.uniform().tolist()
-            return torch.zeros(()), {"clips": float(batch.clip.sum())}
+            return torch.zeros(()), {"clips": batch.clip.sum()}
 
         one.loss = loss
         metrics: list[dict[str, float]] = []
