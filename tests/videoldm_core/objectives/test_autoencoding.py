@@ -160,7 +160,9 @@ def test_gradients_are_those_of_error_divergence_and_weighted_opinion(random_bat
         found, torch.autograd.grad(plain, list(player.trainable.values())), strict=True
     ):
         assert torch.allclose(one, other, atol=1e-5, rtol=1e-3)
-    assert numbers["loss"].item() == pytest.approx((error.mean() + 1e-4 * kl.mean()).item(), rel=1e-4)
+    assert numbers["loss"].item() == pytest.approx(
+        (error.mean() + 1e-4 * kl.mean()).item(), rel=1e-4
+    )
     assert numbers["opinion"].item() == pytest.approx(opinion.mean().item(), rel=1e-4)
 
 
