@@ -26,7 +26,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import timing
-from flows.launch.local import environment, usable_cores
+from flows.launch.local import usable_cores
 from preprocessing.encode import encode_frames, encode_side_by_side
 from videoldm_core.models.image import AutoencoderConfig
 
@@ -139,8 +139,7 @@ def main() -> None:
     parser.add_argument("--plain-malloc", action="store_true", help="glibc's default settings")
     chosen = parser.parse_args()
     if not chosen.plain_malloc:
-        kept = {k: v for k, v in environment(1).items() if k.startswith("MALLOC_")}
-        timing.restart_with(kept)
+        timing.as_launched()
     torch.set_num_threads(usable_cores())  # for every way alike; clips side by side take one each
     where = timing.device()
     side = 512 if where.type == "cuda" else 256

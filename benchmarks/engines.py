@@ -1,6 +1,6 @@
 """DeepSpeed's engine against plain torch, in one process, on the same model and batch.
 
-    OMP_NUM_THREADS=2 python -m benchmarks.engines --rounds 5
+    python -m benchmarks.engines --rounds 5
 
 Each engine has a copy of the same model: a video UNet whose image model is frozen. On an
 accelerator at Stable Diffusion 2.1 size in bf16; elsewhere float32 and small, with as many frames
@@ -45,8 +45,6 @@ def launched_alone() -> None:
         "MASTER_PORT": str(port),
     }.items():
         os.environ.setdefault(name, value)
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 class Stepping:
@@ -95,6 +93,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, help="default: 8 on an accelerator, else 24")
     parser.add_argument("--zero", type=int, nargs="+", default=[0, 2], help="ZeRO stages")
     chosen = parser.parse_args()
+    timing.as_launched()
     launched_alone()
     join_processes()
     where = timing.device()

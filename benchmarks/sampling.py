@@ -1,6 +1,6 @@
 """How long a video takes: key frames, decoding and upscaling, and how near each is to the limit.
 
-    OMP_NUM_THREADS=2 python -m benchmarks.sampling --rounds 3
+    python -m benchmarks.sampling --rounds 3
 
 On an accelerator in bf16, eager and compiled, random weights: 8 key frames of 320x512 px (40x64
 latents) with Stable Diffusion 2.1's UNet and phi, 50 DDIM steps with text guidance; 8 frames
@@ -160,6 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
+    timing.as_launched()
     where = timing.device()
     on_accelerator = where.type == "cuda"
     size, dtype = (FULL, torch.bfloat16) if on_accelerator else (SMALL, torch.float32)

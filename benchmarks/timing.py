@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from flows.launch.local import environment
+
 MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}
 MATRIX_REPEATS = 8
 
@@ -89,9 +91,14 @@ def ratio(of: list[float], to: list[float]) -> float:
 
 
 def span_of_ratio(of: list[float], to: list[float]) -> str:
-    """The median of `of` / `to`, and its least and greatest over the rounds."""
-    ratios = [a / b for a, b in zip(of, to, strict=True)]
-    return f"{statistics.median(ratios):.2f} [{min(ratios):.2f}..{max(ratios):.2f}]"
+    """The median of `of` / `to`, its quartiles, and that of the best rounds of each.
+
+    A machine that stops for a moment ruins a round, so extremes say little; the best say most.
+    """
+    ratios = sorted(a / b for a, b in zip(of, to, strict=True))
+    low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+    best = min(of) / min(to)
+    return f"{statistics.median(ratios):.2f} [{low:.2f}..{high:.2f}], best {best:.2f},"
 
 
 def matrix_product(where: torch.device, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
@@ -106,11 +113,12 @@ def matrix_product(where: torch.device, dtype: torch.dtype) -> tuple[Callable[[]
     return multiply, 2.0 * side**3 * MATRIX_REPEATS
 
 
-def restart_with(environment: Mapping[str, str]) -> None:
-    """Starts this program anew with `environment` where the present one does not say otherwise.
+def as_launched() -> None:
+    """Starts this program anew in the environment that the local launcher gives to one process.
 
-    The memory allocator and the thread pools read it once, as the process starts.
+    Nothing that the present one says is changed. The memory allocator and the thread pools read it
+    once, as a process starts.
     """
-    missing = {name: value for name, value in environment.items() if name not in os.environ}
+    missing = {k: v for k, v in environment(processes=1).items() if k not in os.environ}
     if missing:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing})

@@ -1,6 +1,6 @@
 """Our walk over an image UNet with phi, against diffusers' own video model with the same weights.
 
-    OMP_NUM_THREADS=2 python -m benchmarks.walk --rounds 9
+    python -m benchmarks.walk --rounds 9
 
 On an accelerator at Stable Diffusion 2.1 size, 8 frames of 40x64 latents, bf16 autocast, eager and
 compiled; elsewhere with a fifth of the channels and fewer latents in float32, and it says so. A
@@ -112,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
+    timing.as_launched()
     where = timing.device()
     size = FULL if where.type == "cuda" else SMALL
     what = "Stable Diffusion 2.1 size, bf16" if size is FULL else "a small size, float32"
