@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from flows.config import RunConfig
 from flows.dag import Attempt, Made
 from flows.launch import Command, Launcher
-from flows.launch.local import usable_cores
 from flows.pretrained import local_stage
 from flows.table import table_of
 from videoldm_core.errors import UserError
 from videoldm_core.files import write_text_atomically
+from videoldm_core.machine import usable_cores
 from videoldm_core.records import Record
 from videoldm_core.training.journal import Journal
 

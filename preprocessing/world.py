@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import multiprocessing
-import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +23,7 @@ import numpy as np
 from preprocessing.world_render import Renderer, boxes_of_cars, camera_of
 from preprocessing.world_scene import Scene, compose_scene
 from videoldm_core.files import write_bytes_atomically, write_text_atomically
+from videoldm_core.machine import usable_cores
 from videoldm_core.records import Record
 
 WORLD_VERSION = 1  # raise it when a scene's frames change, so that old files are made anew
@@ -90,7 +90,7 @@ def make_world(  # noqa: PLR0913 (the demo's knobs, all plain numbers)
 
 
 def _make_missing(folder: Path, missing: list[Drive]) -> None:
-    workers = min(os.cpu_count() or 1, len(missing))
+    workers = min(usable_cores(), len(missing))
     if workers <= 1:
         for drive in missing:
             write_drive(folder, drive)

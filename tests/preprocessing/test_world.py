@@ -55,16 +55,16 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     render = world.render_frames
     monkeypatch.setattr(world, "render_frames", noted)
-    monkeypatch.setattr(world.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(world, "usable_cores", lambda: 1)
     return indices
 
 
 def test_the_same_seed_gives_the_same_files_in_one_process_and_in_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(world.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(world, "usable_cores", lambda: 2)
     make(tmp_path / "two", videos=3)
-    monkeypatch.setattr(world.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(world, "usable_cores", lambda: 1)
     make(tmp_path / "one", videos=3)
     make(tmp_path / "other", videos=3, seed=6)
     assert len(contents(tmp_path / "two")) == 2 * 3 + 1
