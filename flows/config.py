@@ -7,7 +7,7 @@ anything runs.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import yaml
 from pydantic import Field
@@ -15,6 +15,7 @@ from pydantic import Field
 from flows.table import merged, table_of
 from videoldm_core.errors import UserError
 from videoldm_core.files import write_text_atomically
+from videoldm_core.machine import Precision, ZeroStage
 from videoldm_core.records import Record, nearest, parse_record
 
 if TYPE_CHECKING:
@@ -51,19 +52,18 @@ class RunConfig(Record):
     """This run on this machine; the method itself is the preset's stage table."""
 
     preset: str
-    name: str = Field(
-        min_length=1, pattern=r"^[A-Za-z0-9._-]+$"
-    )  # of the experiment and the registered models
+    # Of the experiment and the registered models.
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
     out: Path  # every file of the run is below
     videos: Path | None = None  # folder of the user's videos; None films the driving world
     # Models that the user brings, by stage: a diffusers folder, a single file, or hub:OWNER/NAME.
     pretrained: dict[str, str] = {}
     without: tuple[str, ...] = ()  # stages of the preset that are left out, with their roles
     world: WorldConfig = WorldConfig()
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     processes: int = Field(default=1, ge=1)  # training processes of one stage
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: ZeroStage = 2
+    precision: Precision = "fp32"
     checkpoint_every: int = Field(default=100, ge=1)  # steps
     evaluate_every: int = Field(default=200, ge=1)  # steps
     concurrent_stages: int = Field(default=1, ge=1)  # stages trained at the same time

@@ -12,11 +12,12 @@ import shutil
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 from videoldm_core.errors import UserError
 from videoldm_core.files import sha256_of_file
+from videoldm_core.machine import Precision
 from videoldm_core.records import Record
 
 CANDIDATE = "candidate"
@@ -55,7 +56,7 @@ class Defaults(Record):
     size: tuple[int, int] | None  # height, width before upscaling, px; None: as trained
     labels: dict[str, str]
     seed: int
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     sampling: dict[str, Any]  # every field, so that other defaults of the code change nothing
 
     def content(self) -> str:

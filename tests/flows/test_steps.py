@@ -65,7 +65,7 @@ def test_the_users_videos_are_not_filmed_and_their_change_is_noticed(tmp_path):
     assert before["admission"].settings != after["admission"].settings
 
 
-@pytest.mark.parametrize("change", ["processes=3", "zero_stage=0", "concurrent_stages=4"])
+@pytest.mark.parametrize("change", ["processes=4", "zero_stage=0", "concurrent_stages=4"])
 def test_how_a_stage_is_computed_does_not_make_it_due(tmp_path, change):
     assert (
         steps_of(tmp_path)["temporal"].settings == steps_of(tmp_path, change)["temporal"].settings

@@ -15,9 +15,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, Protocol
+from typing import Annotated, Any, NoReturn, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from videoldm_core.errors import UserError
@@ -26,14 +27,17 @@ from videoldm_core.records import Record
 MOMENTS = ("exp_avg", "exp_avg_sq")
 LARGEST_BUCKET = 50_000_000  # values per collective call
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimizerConfig(Record):
     """AdamW and what is done to its gradients."""
 
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0  # DeepSpeed would clip at 1.0 unasked: it is always told
+    lr: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    # DeepSpeed would clip at 1.0 unasked: it is always told.
+    clip_norm: float = Field(default=1.0, gt=0)
 
 
 class Engine(Protocol):
