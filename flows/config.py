@@ -14,7 +14,7 @@ from pydantic import Field
 
 from flows.table import merged, table_of
 from videoldm_core.errors import UserError
-from videoldm_core.files import write_text_atomically
+from videoldm_core.files import unreadable, write_text_atomically
 from videoldm_core.machine import Precision, ZeroStage
 from videoldm_core.records import Record, nearest, parse_record
 
@@ -101,10 +101,8 @@ def load_run(runfile: str, overrides: list[str] | None = None) -> RunConfig:
     run = parse_record(RunConfig, values, where=f"the run file {path.name}")
     table_of(run)
     sampling_of(run)
-    if run.videos is not None and not run.videos.is_dir():
-        raise UserError(
-            f"videos = {str(run.videos)!r} is not a folder; give the folder that holds the videos."
-        )
+    if run.videos is not None:
+        _check_videos(run.videos)
     sample = run.sample
     brought = {
         "first_frame": sample.first_frame and sample.first_frame.absolute(),
@@ -156,6 +154,17 @@ def store_run(run: RunConfig) -> Path:
     path = run.out / "run.json"
     write_text_atomically(path, run.model_dump_json(indent=2) + "\n")
     return path
+
+
+def _check_videos(folder: Path) -> None:
+    try:
+        is_folder = folder.is_dir()
+    except OSError as error:  # a folder above it may not be entered
+        raise unreadable(folder, error) from None
+    if not is_folder:
+        raise UserError(
+            f"videos = {str(folder)!r} is not a folder; give the folder that holds the videos."
+        )
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

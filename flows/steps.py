@@ -13,6 +13,7 @@ from flows.dag import Step
 from flows.prepare import launch_step
 from flows.pretrained import content_of
 from flows.stages import Foreman
+from videoldm_core.files import files_below
 
 if TYPE_CHECKING:
     from videoldm_core.cascade import Preset, Stage
@@ -150,11 +151,14 @@ def text_settings(table: "Preset") -> dict[str, Any]:
 
 
 def inventory(folder: Path | None) -> list[list[Any]]:
-    """Name, size and time of every file of the user's, so that new videos make admission due."""
+    """Name, size and time of every file of the user's, so that new videos make admission due.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
     if folder is None:
         return []
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    stats = [(path, path.stat()) for path in files]
+    stats = [(path, path.stat()) for path in files_below(folder)]
     return [[path.relative_to(folder).as_posix(), s.st_size, s.st_mtime_ns] for path, s in stats]
 
 

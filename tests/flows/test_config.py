@@ -178,6 +178,15 @@ def test_a_broken_run_file_is_one_sentence(tmp_path, text, sentence):
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_of_videos_that_may_not_be_entered_is_not_called_missing(monkeypatch):
+    def refuse(path: Path, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.is_dir", refuse)
+    with pytest.raises(UserError, match="Cannot read 'locked/videos': Permission denied"):
+        load_run("tiny", ["videos=locked/videos"])
+
+
 def test_an_unknown_run_file_names_the_nearest():
     with pytest.raises(UserError, match="Unknown run file 'tinny'.*did you mean 'tiny'"):
         load_run("tinny")
