@@ -66,7 +66,7 @@ class RunConfig(Record):
     precision: Precision = "fp32"
     checkpoint_every: int = Field(default=100, ge=1)  # steps
     evaluate_every: int = Field(default=200, ge=1)  # steps
-    concurrent_stages: int = Field(default=1, ge=1)  # stages trained at the same time
+    concurrent_stages: int = Field(default=1, ge=1)  # that train, encode or sample at a time
     tracking_uri: str | None = None  # MLflow server; None means a SQLite file in the run's folder
     video: dict[str, Any] = {}  # changed fields of the preset's video format
     text: dict[str, Any] = {}  # changed fields of the preset's text; another kind replaces it

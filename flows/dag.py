@@ -57,11 +57,10 @@ class Step:
     name: str  # "temporal"
     title: str  # a readable verb: "train temporal"
     needs: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # JSON data; another value makes the step due
+    # JSON data; another value makes the step due.
+    settings: Mapping[str, Any] = field(default_factory=dict)
     make: Callable[[Attempt], Made]  # does the work, from where an interrupted attempt stopped
-    trains: bool = False  # takes a slot for accelerator jobs
+    uses_accelerator: bool = False  # holds a slot while it runs
 
 
 class Ledger:

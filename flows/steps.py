@@ -31,7 +31,7 @@ def cascade_steps(foreman: Foreman) -> list[Step]:
         needs=("text", *names),
         settings={**run.sample.model_dump(mode="json"), "roles": table.roles.model_dump()},
         make=ending.sample,
-        trains=True,
+        uses_accelerator=True,
     )
     release = Step(
         name="release",
@@ -74,7 +74,7 @@ def stage_step(foreman: Foreman, stage: "Stage") -> Step:
         needs=(stage.reads, *stage.starts_from),
         settings=settings,
         make=lambda attempt: foreman.train(stage, attempt),
-        trains=True,
+        uses_accelerator=True,
     )
 
 
@@ -110,7 +110,14 @@ def data_steps(foreman: Foreman) -> list[Step]:
     ]
     prepare = partial(launch_step, run=run, launcher=foreman.launcher)
     return [
-        Step(name=name, title=title, needs=needs, settings=settings, make=partial(prepare, name))
+        Step(
+            name=name,
+            title=title,
+            needs=needs,
+            settings=settings,
+            make=partial(prepare, name),
+            uses_accelerator=name == "latents",  # the others compute on the CPU
+        )
         for name, title, needs, settings in rows
     ]
 

@@ -48,6 +48,12 @@ def test_another_row_in_the_table_is_another_step(tmp_path):
     assert "slow" in steps["release"].needs
 
 
+def test_what_trains_encodes_or_samples_holds_a_slot(tmp_path):
+    holding = {name for name, step in steps_of(tmp_path).items() if step.uses_accelerator}
+    stages = {row.name for row in table_of(load_run("tiny")).stages}
+    assert holding == stages | {"latents", "sample"}
+
+
 def test_the_report_comes_last(tmp_path):
     steps = list(steps_of(tmp_path).values())
     assert in_order(steps)[-1].name == "report"
