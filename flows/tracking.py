@@ -17,7 +17,7 @@ from flows.delivery import batches, describe, log_lines
 from flows.launch.journal import JournalReader, first_line
 from flows.quiet import silence_mlflow
 from videoldm_core.errors import UserError
-from videoldm_core.files import write_text_atomically
+from videoldm_core.files import unreadable, write_text_atomically
 from videoldm_core.records import Record
 
 CASCADE = "cascade"
@@ -53,7 +53,11 @@ class Tellings(Record):
 
 
 class Tracker:
-    """Keeps what is to be told, and delivers it from a thread of its own."""
+    """Keeps what is to be told, and delivers it from a thread of its own.
+
+    Raises:
+        UserError: what an earlier command kept in mlflow_runs.json cannot be read.
+    """
 
     def __init__(self, *, uri: str, experiment: str, out: Path) -> None:
         self.uri = uri
@@ -215,8 +219,16 @@ class Tracker:
     def _load(self) -> Tellings:
         try:
             tellings = Tellings.model_validate_json(self._path.read_text())
-        except (OSError, ValueError):
+        except FileNotFoundError:
             return Tellings(uri=self.uri)
+        except OSError as error:
+            raise unreadable(self._path, error) from None
+        except ValueError as error:
+            raise UserError(
+                f"{str(self._path)!r} is not what this version writes "
+                f"({str(error).splitlines()[0]}); delete it: MLflow is then told of what is made "
+                "from now on, in new runs."
+            ) from None
         if tellings.uri == self.uri:
             return tellings
         anew = {"run_id": None, "told": "", "offset": 0}  # another server knows nothing yet
