@@ -6,7 +6,6 @@ training commands write.
 """
 
 import contextlib
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -234,21 +233,6 @@ class Tracker:
         anew = {"run_id": None, "told": "", "offset": 0}  # another server knows nothing yet
         runs = {name: told.model_copy(update=anew) for name, told in tellings.runs.items()}
         return Tellings(uri=self.uri, runs=runs)
-
-
-def git_commit() -> str:
-    """The commit of the running code; "unknown" outside a checkout."""
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return answer.stdout.strip() or "unknown"
 
 
 def _sentence(error: Exception) -> str:
