@@ -151,8 +151,8 @@ def write_index(
         retired={name: keys for name, keys in retired.items() if keys},
     )
     quarantine = json.dumps([clip.model_dump() for clip in dropped], indent=1, ensure_ascii=False)
-    _write_if_changed(storage, QUARANTINE_NAME, quarantine.encode())
-    _write_if_changed(storage, INDEX_NAME, index.model_dump_json(indent=1).encode())
+    _store_if_changed(storage, QUARANTINE_NAME, quarantine.encode())
+    _store_if_changed(storage, INDEX_NAME, index.model_dump_json(indent=1).encode())
     return index
 
 
@@ -256,7 +256,7 @@ def _read_manifest(storage: Storage, shard: str) -> Manifest:
     return parse_published(Manifest, storage.read_bytes(name), where=f"{storage}/{name}")
 
 
-def _write_if_changed(storage: Storage, name: str, content: bytes) -> None:
+def _store_if_changed(storage: Storage, name: str, content: bytes) -> None:
     try:
         if storage.read_bytes(name) == content:
             return

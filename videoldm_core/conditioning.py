@@ -1,5 +1,4 @@
-"""What a stage is given besides noise, time and text; training and sampling end in the same
-functions.
+"""What a stage is given besides noise, time and text, in training and sampling alike.
 
 A given is drawn from a clean training clip by calling it with the clip as it is diffused and as it
 is stored (for the latent upscaler: latents and frames; for all others these differ by a factor at
@@ -211,9 +210,7 @@ AnyGiven = Annotated[Nothing | FirstFrames | KeyFrames | LowResolution, Field(di
 
 
 def mark_known(clip: Tensor, known: Tensor) -> Given:
-    """c_S = (m * z, m) for frames b t c h w and m (b t): known frames, zeros elsewhere, and the
-    mask (§3.2).
-    """
+    """c_S = (m * z, m) of frames b t c h w and m (b t): known frames or zeros, and mask (§3.2)."""
     m = known.to(clip)[:, :, None, None, None]
     mask = m.expand(-1, -1, 1, *clip.shape[-2:])
     return Given(context=torch.cat([m * clip, mask], dim=2), known=known.to(clip.device))

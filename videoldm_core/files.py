@@ -67,9 +67,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def publish_folder(part: Path, final: Path) -> None:
-    """Makes the complete folder `part` appear as `final` in one rename; an older `final` goes
-    first.
-    """
+    """Makes the complete folder `part` appear as `final` in one rename; an older one goes first."""
     if final.exists():
         shutil.rmtree(final)
     part.replace(final)

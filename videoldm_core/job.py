@@ -45,9 +45,7 @@ class Job(Record):
         return path
 
     def fingerprint(self) -> str:
-        """Identity of everything that decides the weights; how the work is split over processes
-        and micro batches does not.
-        """
+        """Identity of all that decides the weights; processes and micro batches do not."""
         decides = self.model_dump(mode="json", include={"video", "parents", "seed", "precision"})
         decides["stage"] = self.stage.identity()
         decides["store"] = self.store.name

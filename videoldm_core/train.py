@@ -1,5 +1,4 @@
-"""Trains one stage: `python -m videoldm_core.train job.json`, on each process that the launcher
-starts.
+"""Trains one stage: `python -m videoldm_core.train job.json`, on every launched process.
 
 The same command resumes from the last complete checkpoint. When it ends well, stage.json is there.
 """

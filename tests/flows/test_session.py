@@ -11,13 +11,13 @@ from flows.config import load_run
 from flows.dag import Made
 from flows.failures import StepsFailed
 from flows.launch import Command, StageCrashed
-from flows.prepare import Request as PrepareRequest
-from flows.registry import read_release
+from flows.prepare import StepRequest
+from flows.registry import registered_release
 from flows.session import evaluate, sample_to, work
 from flows.tracking import Tracker
 from tests.flows.test_report import write_video
 from videoldm_core.errors import UserError
-from videoldm_core.generate import Request as SampleRequest
+from videoldm_core.generate import Request
 from videoldm_core.job import load_job
 from videoldm_core.training.published import PublishedStage, describe_parts, write_published
 
@@ -48,7 +48,7 @@ class FakeLauncher:
         answer[command.module](command)
 
     def prepare(self, command: Command) -> None:
-        request = PrepareRequest.model_validate_json(command.argument.read_text())
+        request = StepRequest.model_validate_json(command.argument.read_text())
         self.note(request.step)
         out = request.run.out
         places = {"text": "text_tower/config.json", "admission": "admission.json"}
@@ -85,7 +85,7 @@ class FakeLauncher:
         write_published(job.out, PublishedStage.model_validate(published))
 
     def generate(self, command: Command) -> None:
-        request = SampleRequest.model_validate_json(command.argument.read_text())
+        request = Request.model_validate_json(command.argument.read_text())
         self.note("sample")
         assert all(request.stages[name].is_dir() for name in request.roles.model_dump().values())
         for path in request.videos:
@@ -125,7 +125,7 @@ def test_a_run_makes_registers_and_reports_everything_once(run, capsys):
     tracker = Tracker(uri=f"sqlite:///{run.out}/mlflow.db", experiment=run.name, out=run.out)
     assert tracker.is_all_delivered()
     with tracker.client_or_none() as client:
-        assert read_release(client, "demo").stages["temporal"].version == 1
+        assert registered_release(client, "demo").stages["temporal"].version == 1
         version = client.get_model_version("demo-predictor", 1)
         assert version.tags["parent.temporal"] == "demo-temporal/1"
         assert version.tags["data.latents"] == "d" * 64
