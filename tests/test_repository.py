@@ -235,3 +235,47 @@ def test_no_test_hides_another_of_the_same_name() -> None:
         names = [getattr(node, "name", "") for node in syntax(path).body]
         hidden += [f"{name_of(path)}::{name}" for name in names if name and names.count(name) > 1]
     assert not hidden
+
+
+README = (ROOT / "README.md").read_text()
+PATHS = [name_of(path) for package in PACKAGES for path in (ROOT / package).rglob("*")]
+
+
+def named_in_readme(pattern: str) -> list[str]:
+    """What `pattern` finds in the code of the README: between backticks, and in indented lines."""
+    code = re.findall(r"`([^`\n]+)`", README) + re.findall(r"^    (.*)$", README, re.MULTILINE)
+    return sorted({found for text in code for found in re.findall(pattern, text)})
+
+
+def places_of(name: str) -> list[str]:
+    """Files and folders that `name` may mean: whole paths, or their last parts."""
+    return [path for path in PATHS if f"/{path}".endswith("/" + name.rstrip("/"))]
+
+
+def test_every_path_in_the_readme_exists() -> None:
+    files = named_in_readme(r"(?<![\w/])(?:\w+/)*\w+\.py\b")
+    folders = named_in_readme(
+        rf"(?<![\w/])(?:(?:{'|'.join(PACKAGES)}|objectives)/)(?:\w+/)*(?![\w])"
+    )
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(files) > 20
+    assert not [name for name in files + folders if not places_of(name)]
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_every_function_in_the_readme_exists() -> None:
+    named = named_in_readme(r"(?:\w+/)*\w+\.py::\w+")
+    assert len(named) >= 7
+    for place, _, name in (text.partition("::") for text in named):
+        (path,) = places_of(place)
+        assert name in {getattr(node, "name", "") for node in syntax(ROOT / path).body}, place
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    from flows.cli import app
+
+    commands = {command.callback.__name__ for command in app.registered_commands}
+    assert len(commands & set(named_in_readme(r"\bvideoldm ([a-z]+)\b"))) >= 5
+    assert set(named_in_readme(r"\bvideoldm ([a-z]+)\b")) <= commands
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(named_in_readme(r"\bmake ([a-z]+)\b")) <= targets
