@@ -67,7 +67,7 @@ class Preparation:
 
     def videos(self) -> Made:
         """Films the driving world."""
-        from preprocessing.world import make_world
+        from preprocessing.world.film import make_world
 
         folder, video = self.run.out / "videos", self.table.video
         make_world(

@@ -4,7 +4,7 @@ With captions, and with labels and boxes of cars for the presets that use them.
 
 A video's name holds a digest of everything that decides its frames, so a file that is there is
 right, and an interrupted call is completed by the same call. What a drive shows is decided in
-`world_scene`, what it looks like in `world_render`.
+`scene.py`, what it looks like in `render.py`.
 """
 
 import csv
@@ -21,8 +21,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from preprocessing.world_render import Renderer, boxes_of_cars, camera_of
-from preprocessing.world_scene import Scene, compose_scene
+from preprocessing.world.render import Renderer, boxes_of_cars, camera_of
+from preprocessing.world.scene import Scene, compose_scene
 from videoldm_core.files import write_bytes_atomically, write_text_atomically
 from videoldm_core.machine import usable_cores
 from videoldm_core.records import Record

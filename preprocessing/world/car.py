@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from preprocessing.world_canvas import (
+from preprocessing.world.canvas import (
     RGB,
     Atmosphere,
     Camera,
@@ -13,7 +13,7 @@ from preprocessing.world_canvas import (
     Tone,
     tone_at,
 )
-from preprocessing.world_scene import Car
+from preprocessing.world.scene import Car
 
 PAINT: dict[str, RGB] = {
     "red": (214, 44, 40),
