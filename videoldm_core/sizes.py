@@ -12,6 +12,7 @@ from videoldm_core.errors import UserError
 from videoldm_core.objectives.autoencoding import Autoencoding
 from videoldm_core.objectives.brought import Brought
 from videoldm_core.objectives.denoising import Denoising
+from videoldm_core.training.start import micro_batches_per_step
 
 STABLE_DIFFUSION_FACTOR = 8  # of every autoencoder of Stable Diffusion 1.x and 2.x
 
@@ -34,18 +35,21 @@ def check_sizes(table: Preset) -> None:
 
 
 def check_shares(table: Preset, processes: int) -> None:
-    """Refuses a batch that the processes of a stage cannot share.
+    """Refuses a batch that the processes of a stage cannot share, or not in whole micro batches.
 
     Raises:
         UserError: names the stage, its batch and the number of processes.
     """
     for stage in table.stages:
-        if stage.steps and stage.batch % processes:
+        if not stage.steps:
+            continue
+        if stage.batch % processes:
             raise UserError(
                 f"stages.{stage.name}.batch = {stage.batch} cannot be shared by {processes} "
                 f"processes; choose a batch that {processes} divides, or another number of "
                 "processes."
             )
+        micro_batches_per_step(stage, processes)
 
 
 def _check_latents(stage: Stage, table: Preset) -> None:

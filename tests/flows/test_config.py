@@ -147,6 +147,7 @@ def test_a_number_out_of_bounds_is_one_sentence(override, sentence):
         ("stages.interpolator.frames=6", "interpolator.frames = 6: every 4th frame is given"),
         ("stages.predictor.frames=2", "predictor.frames = 2: up to 2 first frames are given"),
         ("stages.temporal.batch=7", "temporal.batch = 7 cannot be shared by 2 processes"),
+        ("stages.temporal.micro_batch=3", "'temporal': micro_batch 3 does not divide the 4 clips"),
         ("processes=3", "autoencoder.batch = 8 cannot be shared by 3 processes"),
     ],
 )
