@@ -19,7 +19,7 @@ from videoldm_core.objectives.autoencoding import Autoencoding
 from videoldm_core.objectives.brought import Brought
 from videoldm_core.objectives.decoding import TemporalDecoding
 from videoldm_core.objectives.denoising import Denoising
-from videoldm_core.records import Record, nearest
+from videoldm_core.records import Decay, Record, nearest
 from videoldm_core.training.engine import OptimizerConfig
 
 AnyObjective = Annotated[
@@ -73,7 +73,7 @@ class Stage(Record):
     steps: int = Field(ge=0)  # 0: what is brought is not trained
     warmup: int = Field(default=0, ge=0)  # steps in which the learning rate rises from 0
     cooldown: int = Field(default=0, ge=0)  # last steps, in which it falls to 0
-    ema: float = Field(default=0.9999, ge=0, lt=1)  # decay of the published average
+    ema: Decay = 0.9999  # of the published average
 
     def sees_boxes_only(self, told: Vocabulary | None) -> bool:
         """Whether the stage, told of its clips by tokens of `told`, sees only frames with boxes."""
