@@ -26,8 +26,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import timing
-from flows.launch.local import usable_cores
 from preprocessing.encode import encode_frames, encode_side_by_side
+from videoldm_core.machine import usable_cores
 from videoldm_core.models.image import AutoencoderConfig
 
 GOAL_CPU, GOAL_H200 = 6.0, 300.0

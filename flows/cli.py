@@ -33,7 +33,8 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="changed fields of the run")
 ]
 INTERRUPTED = 130  # exit code, as shells have it
-NO_WRITING = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT)
+NO_ROOM = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+NOT_ALLOWED = (errno.EACCES, errno.EPERM)  # to read or to write: the error does not say
 
 
 def _answering(command: Callable[..., None]) -> Callable[..., None]:
@@ -50,10 +51,11 @@ def _answering(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             raise _ended("stopped; the same command goes on from here.", INTERRUPTED) from None
         except OSError as error:
-            if error.errno not in NO_WRITING:
+            if error.errno not in (*NO_ROOM, *NOT_ALLOWED):
                 raise
+            verb = "write" if error.errno in NO_ROOM else "use"
             place = error.filename or "the output folder"
-            raise _ended(f"Cannot write {str(place)!r}: {error.strerror}.", 2) from None
+            raise _ended(f"Cannot {verb} {str(place)!r}: {error.strerror}.", 2) from None
 
     return answering
 

@@ -7,14 +7,15 @@ anything runs.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import yaml
 from pydantic import Field
 
 from flows.table import merged, table_of
 from videoldm_core.errors import UserError
-from videoldm_core.files import write_text_atomically
+from videoldm_core.files import unreadable, write_text_atomically
+from videoldm_core.machine import Precision, ZeroStage
 from videoldm_core.records import Record, nearest, parse_record
 
 if TYPE_CHECKING:
@@ -51,22 +52,21 @@ class RunConfig(Record):
     """This run on this machine; the method itself is the preset's stage table."""
 
     preset: str
-    name: str = Field(
-        min_length=1, pattern=r"^[A-Za-z0-9._-]+$"
-    )  # of the experiment and the registered models
+    # Of the experiment and the registered models.
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
     out: Path  # every file of the run is below
     videos: Path | None = None  # folder of the user's videos; None films the driving world
     # Models that the user brings, by stage: a diffusers folder, a single file, or hub:OWNER/NAME.
     pretrained: dict[str, str] = {}
     without: tuple[str, ...] = ()  # stages of the preset that are left out, with their roles
     world: WorldConfig = WorldConfig()
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     processes: int = Field(default=1, ge=1)  # training processes of one stage
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: ZeroStage = 2
+    precision: Precision = "fp32"
     checkpoint_every: int = Field(default=100, ge=1)  # steps
     evaluate_every: int = Field(default=200, ge=1)  # steps
-    concurrent_stages: int = Field(default=1, ge=1)  # stages trained at the same time
+    concurrent_stages: int = Field(default=1, ge=1)  # that train, encode or sample at a time
     tracking_uri: str | None = None  # MLflow server; None means a SQLite file in the run's folder
     video: dict[str, Any] = {}  # changed fields of the preset's video format
     text: dict[str, Any] = {}  # changed fields of the preset's text; another kind replaces it
@@ -101,10 +101,8 @@ def load_run(runfile: str, overrides: list[str] | None = None) -> RunConfig:
     run = parse_record(RunConfig, values, where=f"the run file {path.name}")
     table_of(run)
     sampling_of(run)
-    if run.videos is not None and not run.videos.is_dir():
-        raise UserError(
-            f"videos = {str(run.videos)!r} is not a folder; give the folder that holds the videos."
-        )
+    if run.videos is not None:
+        _check_videos(run.videos)
     sample = run.sample
     brought = {
         "first_frame": sample.first_frame and sample.first_frame.absolute(),
@@ -156,6 +154,17 @@ def store_run(run: RunConfig) -> Path:
     path = run.out / "run.json"
     write_text_atomically(path, run.model_dump_json(indent=2) + "\n")
     return path
+
+
+def _check_videos(folder: Path) -> None:
+    try:
+        is_folder = folder.is_dir()
+    except OSError as error:  # a folder above it may not be entered
+        raise unreadable(folder, error) from None
+    if not is_folder:
+        raise UserError(
+            f"videos = {str(folder)!r} is not a folder; give the folder that holds the videos."
+        )
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from videoldm_core.files import sha256_of_file, write_text_atomically
+from videoldm_core.errors import UserError
+from videoldm_core.files import sha256_of_file, unreadable, write_text_atomically
 from videoldm_core.records import Record
 
 NEVER = "never finished"
@@ -33,7 +34,6 @@ class Receipt(Record):
     step: str
     made_from: str  # digest of the step's settings and of what it needed
     output: Path  # relative to the run's folder, as are `files`
-    output_digest: str
     files: tuple[Path, ...]
     started: float  # unix time
     seconds: float
@@ -57,11 +57,10 @@ class Step:
     name: str  # "temporal"
     title: str  # a readable verb: "train temporal"
     needs: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # JSON data; another value makes the step due
+    # JSON data; another value makes the step due.
+    settings: Mapping[str, Any] = field(default_factory=dict)
     make: Callable[[Attempt], Made]  # does the work, from where an interrupted attempt stopped
-    trains: bool = False  # takes a slot for accelerator jobs
+    uses_accelerator: bool = False  # holds a slot while it runs
 
 
 class Ledger:
@@ -71,11 +70,23 @@ class Ledger:
         self.out = out
 
     def receipt(self, step: str) -> Receipt | None:
-        """The step's receipt; None when it was never finished, or its receipt cannot be read."""
+        """The step's receipt; None when it was never finished.
+
+        Raises:
+            UserError: there is one that cannot be read, or is not one of this version.
+        """
+        path = self._path(step)
         try:
-            return Receipt.model_validate_json(self._path(step).read_text())
-        except (OSError, ValueError):
+            return Receipt.model_validate_json(path.read_text())
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise unreadable(path, error) from None
+        except ValueError as error:
+            raise UserError(
+                f"{str(path)!r} is not a receipt of this version ({str(error).splitlines()[0]}); "
+                f"delete it, and {step!r} is made again."
+            ) from None
 
     def output_digest(self, step: str) -> str | None:
         """Digest of the step's output as it is on disk now; None when it is not all there."""
@@ -96,7 +107,7 @@ class Ledger:
         assert None not in needs.values(), (
             f"{step.name} was asked about before what it needs: {needs}"
         )
-        text = json.dumps({"settings": step.settings, "needs": needs}, sort_keys=True, default=str)
+        text = json.dumps({"settings": step.settings, "needs": needs}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def why_due(self, step: Step) -> str | None:
@@ -125,7 +136,6 @@ class Ledger:
             step=step.name,
             made_from=self.made_from(step),
             output=made.output.relative_to(self.out),
-            output_digest=sha256_of_file(made.output),
             files=tuple(path.relative_to(self.out) for path in made.files),
             started=started,
             seconds=seconds,

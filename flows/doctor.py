@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.config import RunConfig, tracking_uri
-from flows.launch.local import usable_cores
 from flows.table import table_of
+from videoldm_core.machine import usable_cores
 
 Verdict = Literal["good", "note", "bad"]
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from flows.config import RunConfig
 from flows.dag import Attempt, Made
 from flows.launch import Command, Launcher
-from flows.launch.local import usable_cores
 from flows.pretrained import local_stage
 from flows.table import table_of
 from videoldm_core.errors import UserError
 from videoldm_core.files import write_text_atomically
+from videoldm_core.machine import usable_cores
 from videoldm_core.records import Record
 from videoldm_core.training.journal import Journal
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from videoldm_core.models.text import TextTower
 
 
-class Request(Record):
+class StepRequest(Record):
     """Which step of which run, and where to answer."""
 
     step: str
@@ -36,7 +36,7 @@ class Request(Record):
 def launch_step(step: str, attempt: Attempt, *, run: RunConfig, launcher: Launcher) -> Made:
     """Makes one step in a process of its own and answers what it made."""
     folder = run.out / "steps"
-    request = Request(
+    request = StepRequest(
         step=step,
         run=run,
         journal=folder / f"{step}.journal.jsonl",
@@ -59,7 +59,7 @@ def launch_step(step: str, attempt: Attempt, *, run: RunConfig, launcher: Launch
 class Preparation:
     """The steps before anything is trained on, each a method of its name."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: StepRequest) -> None:
         self.run = request.run
         self.table = table_of(request.run)
         self.journal = Journal(request.journal)
@@ -67,7 +67,7 @@ class Preparation:
 
     def videos(self) -> Made:
         """Films the driving world."""
-        from preprocessing.world import make_world
+        from preprocessing.world.film import make_world
 
         folder, video = self.run.out / "videos", self.table.video
         make_world(
@@ -180,7 +180,7 @@ def main() -> int:
     """The command; a user's error is one sentence on stderr and exit code 2."""
     try:
         path = Path(sys.argv[1])
-        request = Request.model_validate_json(path.read_text())
+        request = StepRequest.model_validate_json(path.read_text())
         make: Callable[[], Made] = getattr(Preparation(request), request.step)
         write_text_atomically(request.answer, make().model_dump_json(indent=2))
     except UserError as error:

@@ -12,11 +12,12 @@ import shutil
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 from videoldm_core.errors import UserError
 from videoldm_core.files import sha256_of_file
+from videoldm_core.machine import Precision
 from videoldm_core.records import Record
 
 CANDIDATE = "candidate"
@@ -55,7 +56,7 @@ class Defaults(Record):
     size: tuple[int, int] | None  # height, width before upscaling, px; None: as trained
     labels: dict[str, str]
     seed: int
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     sampling: dict[str, Any]  # every field, so that other defaults of the code change nothing
 
     def content(self) -> str:
@@ -67,7 +68,7 @@ class Defaults(Record):
         return hashlib.sha256(self.content().encode()).hexdigest()
 
 
-class Release(Record):
+class PinnedRelease(Record):
     """One version of every stage, made to be sampled together, and how."""
 
     name: str
@@ -105,8 +106,8 @@ def register_stage(client: Any, run_name: str, model: StageModel) -> int:
 
 
 def register_release(
-    client: Any, release: Release, *, run_id: str, defaults: Defaults, text_tower: Path
-) -> Release:
+    client: Any, release: PinnedRelease, *, run_id: str, defaults: Defaults, text_tower: Path
+) -> PinnedRelease:
     """The release with its version, an MLflow model; made when the same one has none.
 
     Args:
@@ -130,7 +131,7 @@ def register_release(
     return release.model_copy(update={"version": version})
 
 
-def read_release(client: Any, run_name: str, version: int | str = CANDIDATE) -> Release:
+def registered_release(client: Any, run_name: str, version: int | str = CANDIDATE) -> PinnedRelease:
     """A registered release by its version number or alias.
 
     Raises:
@@ -152,7 +153,7 @@ def read_release(client: Any, run_name: str, version: int | str = CANDIDATE) -> 
         ) from error
     uri = f"{found.source}/{DATA}/{RELEASE}"
     path = download_artifacts(uri, tracking_uri=client.tracking_uri)
-    release = Release.model_validate_json(Path(path).read_text())
+    release = PinnedRelease.model_validate_json(Path(path).read_text())
     return release.model_copy(update={"version": int(found.version)})
 
 
@@ -180,7 +181,7 @@ def _create_version(
     return version
 
 
-def _written(release: Release, defaults: Defaults, folder: Path) -> dict[Path, Path]:
+def _written(release: PinnedRelease, defaults: Defaults, folder: Path) -> dict[Path, Path]:
     """Writes a release as an MLflow model, without its text tower; files by their place in it.
 
     Nothing is pickled: the model is named by the module that loads it.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
-from flows.registry import RELEASE, REQUEST, TEXT_TOWER, Defaults, Pin, Release
+from flows.registry import RELEASE, REQUEST, TEXT_TOWER, Defaults, Pin, PinnedRelease
 from videoldm_core.errors import UserError
 from videoldm_core.files import sha256_of_file, sha256_of_folder
 from videoldm_core.records import Record, load_record, parse_record
@@ -38,7 +38,7 @@ class Released:
     def __init__(self, data: Path) -> None:
         from videoldm_core.generate import load_models
 
-        release = load_record(Release, data / RELEASE, what="release")
+        release = load_record(PinnedRelease, data / RELEASE, what="release")
         self._data = data
         self._defaults = _defaults(release, data)
         self._folder = tempfile.TemporaryDirectory(prefix="videoldm-release-")
@@ -88,7 +88,7 @@ class Released:
         return parse_record(Request, values | places, where=where)
 
 
-def lay_out(release: Release, folder: Path) -> dict[str, Path]:
+def lay_out(release: PinnedRelease, folder: Path) -> dict[str, Path]:
     """Puts the pinned versions of all stages side by side in `folder`; folders by stage.
 
     Reads every byte of the weights once per stage that uses them.
@@ -123,7 +123,7 @@ def _load_pyfunc(path: str) -> Released:
     return Released(Path(path))
 
 
-def _defaults(release: Release, data: Path) -> Defaults:
+def _defaults(release: PinnedRelease, data: Path) -> Defaults:
     """What request.json says, when it and the text tower beside it are what the release pins."""
     defaults = load_record(Defaults, data / REQUEST, what="release's request file")
     found = {

@@ -58,6 +58,7 @@ def _content(run: RunConfig, table: "Preset", steps: Sequence[Step]) -> dict[str
         "measured": measured,
         "failed": sorted({row["stage"] for row in worth if not row["passed"]}),
         "admission": _json(run.out / "admission.json"),
+        "remarks": {name: _remark(run.stage_folder(name)) for name in names},
         "losses": {name: _curves(run.stage_folder(name)) for name in names},
         "previews": {name: _previews(run.stage_folder(name)) for name in names},
         "video": _data_uri(run.sampled_video, "video/mp4"),
@@ -137,6 +138,12 @@ def _curves(folder: Path) -> list[str]:
         charts.curves({name: sorted(points.items()) for name, points in curves.items()})
         for _, curves in sorted(series.items(), key=lambda item: item[0] != "loss")
     ]
+
+
+def _remark(folder: Path) -> str:
+    """What a stage's journal remarks at its start; "" when it remarks nothing."""
+    lines = JournalReader(folder / "journal.jsonl").new_lines()
+    return next((str(line["remark"]) for line in lines if "remark" in line), "")
 
 
 def _previews(folder: Path) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from flows.config import RunConfig, sampling_of
 from flows.dag import Attempt, Made, Step, in_order
 from flows.launch import Command
-from flows.registry import Defaults, Release, register_release
+from flows.registry import Defaults, PinnedRelease, register_release
 from flows.stages import Foreman
 from flows.summary import beaten_texts, measured, worth_rows
 from flows.tracking import CASCADE
@@ -28,7 +28,7 @@ class Ending:
         """Pins one version of every stage; what the server does not take is left for later."""
         pins = {row.name: self.foreman.register(row.name) for row in self.foreman.table.stages}
         defaults, text_tower = defaults_of(self.run, self.foreman.table), self._text_tower
-        release = Release(
+        release = PinnedRelease(
             name=self.run.name,
             stages=pins,
             request=defaults.digest(),
@@ -95,7 +95,7 @@ class Ending:
     def _text_tower(self) -> Path:
         return self.run.out / "text_tower"
 
-    def _registered(self, release: Release, defaults: Defaults) -> Release:
+    def _registered(self, release: PinnedRelease, defaults: Defaults) -> PinnedRelease:
         registered = release
         with self.tracker.client_or_none() as client:
             run_id = self.tracker.run_id(CASCADE)

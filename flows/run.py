@@ -19,6 +19,7 @@ from flows.failures import StepsFailed
 from flows.launch import Cancelled
 from flows.prefect_server import use_prefect
 from flows.slots import Slots
+from flows.table import table_of
 from flows.terminal import Terminal
 from videoldm_core.errors import UserError
 from videoldm_core.files import disk_error
@@ -49,8 +50,8 @@ class Crew:
         if self.ledger.why_due(step) is None:
             self.terminal.unchanged(step)
             return None
-        slot = self._slots.hold(place, self.cancelled) if step.trains else nullcontext()
-        with slot:
+        needs_slot = step.uses_accelerator
+        with self._slots.hold(place, self.cancelled) if needs_slot else nullcontext():
             self.terminal.started(step)
             started, clock = time.time(), time.monotonic()
             made = self._make(step)
@@ -99,7 +100,7 @@ def make_due(
     steps = in_order(steps)
     due = due_steps(steps, crew.ledger)
     if only:
-        _refuse_untrained(steps, due, only)
+        _refuse_untrained(crew.run, due, only)
     receipts = {step.name: crew.ledger.receipt(step.name) for step in steps}
     crew.terminal.plan(steps, due, {name: r.seconds for name, r in receipts.items() if r})
     if due:
@@ -108,12 +109,13 @@ def make_due(
     return bool(due)
 
 
-def _refuse_untrained(steps: list[Step], due: dict[str, str], only: tuple[str, ...]) -> None:
-    for step in steps:
-        if step.trains and step.name in due and step.name not in only:
+def _refuse_untrained(run: RunConfig, due: dict[str, str], only: tuple[str, ...]) -> None:
+    stages = {row.name for row in table_of(run).stages}
+    for name, reason in due.items():
+        if name in stages and name not in only:
             raise UserError(
-                f"{only[-1]!r} needs the stage {step.name!r}, which is not trained "
-                f"({due[step.name]}); train it first: videoldm train {step.name} RUNFILE."
+                f"{only[-1]!r} needs the stage {name!r}, which is not trained ({reason}); "
+                f"train it first: videoldm train {name} RUNFILE."
             )
 
 

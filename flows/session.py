@@ -24,8 +24,9 @@ from flows.steps import cascade_steps
 from flows.summary import show_summary, show_worth
 from flows.table import table_of
 from flows.terminal import Terminal
-from flows.tracking import CASCADE, Status, Tracker, git_commit
+from flows.tracking import CASCADE, Status, Tracker
 from videoldm_core.errors import UserError
+from videoldm_core.provenance import git_commit
 
 LEAST_FREE_BYTES = 300 * 2**20
 

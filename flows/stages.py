@@ -17,9 +17,10 @@ from flows.config import RunConfig
 from flows.dag import Attempt, Ledger, Made
 from flows.launch import Cancelled, Command, Launcher, StageCrashed
 from flows.registry import Pin, StageModel, find_version, model_name, register_stage
-from flows.tracking import Status, Tracker, git_commit
+from flows.tracking import Status, Tracker
 from videoldm_core.errors import UserError
 from videoldm_core.files import disk_error, write_text_atomically
+from videoldm_core.provenance import git_commit
 
 if TYPE_CHECKING:
     from videoldm_core.cascade import Preset, Stage
@@ -179,16 +180,18 @@ class Foreman:
         )
 
     def _model_tags(self, client: Any, published: "PublishedStage") -> dict[str, str]:
-        """The lineage of a registered version."""
+        """The lineage of a registered version; a parent that is not registered is left out."""
         tags = {
             "fingerprint": published.fingerprint,
-            "git_commit": git_commit(),
+            "git_commit": published.commit,
             "worth": "passed" if is_worthy(published) else "failed",
             **_data_tags(published),
         }
         for parent, digest in published.parents.items():
             name = model_name(self.run.name, parent)
-            tags[f"parent.{parent}"] = f"{name}/{find_version(client, name, digest)}"
+            version = find_version(client, name, digest)
+            if version is not None:
+                tags[f"parent.{parent}"] = f"{name}/{version}"
         return tags
 
 
@@ -233,9 +236,8 @@ def _write_job(folder: Path, job: "Job", *, goes_on: bool) -> None:
         if not goes_on and folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "stage.json").unlink(
-            missing_ok=True
-        )  # it is due, so what this says no longer holds
+        # It is due, so what this says no longer holds.
+        (folder / "stage.json").unlink(missing_ok=True)
     except OSError as error:
         raise disk_error(folder, error) from error
     write_text_atomically(folder / "job.json", job.model_dump_json(indent=2) + "\n")

@@ -13,6 +13,7 @@ from flows.dag import Step
 from flows.prepare import launch_step
 from flows.pretrained import content_of
 from flows.stages import Foreman
+from videoldm_core.files import files_below
 
 if TYPE_CHECKING:
     from videoldm_core.cascade import Preset, Stage
@@ -30,7 +31,7 @@ def cascade_steps(foreman: Foreman) -> list[Step]:
         needs=("text", *names),
         settings={**run.sample.model_dump(mode="json"), "roles": table.roles.model_dump()},
         make=ending.sample,
-        trains=True,
+        uses_accelerator=True,
     )
     release = Step(
         name="release",
@@ -73,7 +74,7 @@ def stage_step(foreman: Foreman, stage: "Stage") -> Step:
         needs=(stage.reads, *stage.starts_from),
         settings=settings,
         make=lambda attempt: foreman.train(stage, attempt),
-        trains=True,
+        uses_accelerator=True,
     )
 
 
@@ -109,7 +110,14 @@ def data_steps(foreman: Foreman) -> list[Step]:
     ]
     prepare = partial(launch_step, run=run, launcher=foreman.launcher)
     return [
-        Step(name=name, title=title, needs=needs, settings=settings, make=partial(prepare, name))
+        Step(
+            name=name,
+            title=title,
+            needs=needs,
+            settings=settings,
+            make=partial(prepare, name),
+            uses_accelerator=name == "latents",  # the others compute on the CPU
+        )
         for name, title, needs, settings in rows
     ]
 
@@ -150,11 +158,14 @@ def text_settings(table: "Preset") -> dict[str, Any]:
 
 
 def inventory(folder: Path | None) -> list[list[Any]]:
-    """Name, size and time of every file of the user's, so that new videos make admission due."""
+    """Name, size and time of every file of the user's, so that new videos make admission due.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
     if folder is None:
         return []
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    stats = [(path, path.stat()) for path in files]
+    stats = [(path, path.stat()) for path in files_below(folder)]
     return [[path.relative_to(folder).as_posix(), s.st_size, s.st_mtime_ns] for path, s in stats]
 
 

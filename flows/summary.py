@@ -45,7 +45,20 @@ def measured(mean: float, spread: float) -> str:
 
 
 def show_worth(rows: list[dict[str, Any]], terminal: Terminal) -> None:
-    """Prints the worth table, and names the stages that fail."""
+    """Prints the worth table and its verdict."""
+    _show_table(rows, terminal)
+    _show_verdict(rows, terminal)
+
+
+def show_summary(run: RunConfig, table: "Preset", terminal: Terminal) -> None:
+    """Prints the worth table, the results, the commands that open the pages, and the verdict."""
+    rows = worth_rows(run, table)
+    _show_table(rows, terminal)
+    _show_places(run, terminal)
+    _show_verdict(rows, terminal)
+
+
+def _show_table(rows: list[dict[str, Any]], terminal: Terminal) -> None:
     shown = Table(title="Does every stage prove its worth?", title_justify="left", box=SIMPLE)
     for column in ("stage", "metric", "value", "must beat", ""):
         shown.add_column(column)
@@ -59,15 +72,15 @@ def show_worth(rows: list[dict[str, Any]], terminal: Terminal) -> None:
         )
     if rows:
         terminal.console.print(shown)
+
+
+def _show_verdict(rows: list[dict[str, Any]], terminal: Terminal) -> None:
+    """Names the stages that do not beat a baseline; they are registered all the same."""
     failed = sorted({row["stage"] for row in rows if not row["passed"]})
     if failed:
         terminal.say(f"Not worth it yet: {', '.join(failed)}.")
-
-
-def show_summary(run: RunConfig, table: "Preset", terminal: Terminal) -> None:
-    """Prints the worth table, the results and the commands that open the pages."""
-    show_worth(worth_rows(run, table), terminal)
-    _show_places(run, terminal)
+    elif rows:
+        terminal.say(f"Every stage proves its worth: {len(rows)} of {len(rows)} claims hold.")
 
 
 def _show_places(run: RunConfig, terminal: Terminal) -> None:

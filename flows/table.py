@@ -19,10 +19,11 @@ def table_of(run: "RunConfig") -> "Preset":
 
     Raises:
         UserError: unknown preset, stage or field, with the nearest known one; a handoff between
-            stages that does not fit.
+            stages, or sizes, that do not fit.
     """
     from videoldm_core.cascade import Stage, VideoFormat, preset
     from videoldm_core.handoffs import check_handoffs
+    from videoldm_core.sizes import check_shares, check_sizes
 
     table = _without(preset(run.preset), run.without)
     changed = {}
@@ -37,6 +38,8 @@ def table_of(run: "RunConfig") -> "Preset":
     text = _text_of(run, table)
     changed_table = table.model_copy(update={"stages": rows, "video": video, "text": text})
     check_handoffs(changed_table)
+    check_sizes(changed_table)
+    check_shares(changed_table, run.processes)
     return changed_table
 
 

@@ -42,6 +42,7 @@ class Terminal:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._lock = threading.Lock()
         self._bars: dict[str, _Bar] = {}
+        self._remarks: set[str] = set()
         self._progress = Progress(
             TextColumn("  {task.description}", style="bold"),
             BarColumn(bar_width=30),
@@ -86,10 +87,15 @@ class Terminal:
             self._bars[step.name] = _Bar(self._progress, step.title)
 
     def line(self, step: Step, line: JournalLine) -> None:
-        """A line of the step's journal."""
+        """A line of the step's journal; what it remarks is said once."""
+        remark = f"{step.title}: {line['remark']}." if "remark" in line else ""
         with self._lock:
             if step.name in self._bars:
                 self._bars[step.name].show(line)
+            is_new = remark not in self._remarks
+            self._remarks.add(remark)
+        if remark and is_new:
+            self.console.print(f"[yellow]note[/]         {escape(remark)}")
 
     def finished(self, step: Step, seconds: float) -> None:
         """The step is done."""

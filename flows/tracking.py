@@ -6,7 +6,6 @@ training commands write.
 """
 
 import contextlib
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from flows.delivery import batches, describe, log_lines
 from flows.launch.journal import JournalReader, first_line
 from flows.quiet import silence_mlflow
 from videoldm_core.errors import UserError
-from videoldm_core.files import write_text_atomically
+from videoldm_core.files import unreadable, write_text_atomically
 from videoldm_core.records import Record
 
 CASCADE = "cascade"
@@ -53,7 +52,11 @@ class Tellings(Record):
 
 
 class Tracker:
-    """Keeps what is to be told, and delivers it from a thread of its own."""
+    """Keeps what is to be told, and delivers it from a thread of its own.
+
+    Raises:
+        UserError: what an earlier command kept in mlflow_runs.json cannot be read.
+    """
 
     def __init__(self, *, uri: str, experiment: str, out: Path) -> None:
         self.uri = uri
@@ -215,28 +218,21 @@ class Tracker:
     def _load(self) -> Tellings:
         try:
             tellings = Tellings.model_validate_json(self._path.read_text())
-        except (OSError, ValueError):
+        except FileNotFoundError:
             return Tellings(uri=self.uri)
+        except OSError as error:
+            raise unreadable(self._path, error) from None
+        except ValueError as error:
+            raise UserError(
+                f"{str(self._path)!r} is not what this version writes "
+                f"({str(error).splitlines()[0]}); delete it: MLflow is then told of what is made "
+                "from now on, in new runs."
+            ) from None
         if tellings.uri == self.uri:
             return tellings
         anew = {"run_id": None, "told": "", "offset": 0}  # another server knows nothing yet
         runs = {name: told.model_copy(update=anew) for name, told in tellings.runs.items()}
         return Tellings(uri=self.uri, runs=runs)
-
-
-def git_commit() -> str:
-    """The commit of the running code; "unknown" outside a checkout."""
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return answer.stdout.strip() or "unknown"
 
 
 def _sentence(error: Exception) -> str:

@@ -6,7 +6,7 @@ else. Knows no networks and no stores.
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from preprocessing.admission_page import write_page
 from preprocessing.admission_record import (
@@ -32,26 +32,14 @@ from preprocessing.sources import Source
 from videoldm_core.errors import UserError
 from videoldm_core.files import write_text_atomically
 
-
-class VideoFormat(Protocol):
-    """What clips are resampled to; the cascade's record of the same name fits."""
-
-    @property
-    def fps(self) -> float: ...
-    @property
-    def height(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def upscale(self) -> int: ...
-    @property
-    def clip_seconds(self) -> float: ...
+if TYPE_CHECKING:
+    from videoldm_core.cascade import VideoFormat
 
 
 def admit(  # noqa: PLR0913 - one call site; what is admitted, for whom, and where it is told
     sources: Sequence[Source],
     *,
-    video: VideoFormat,
+    video: "VideoFormat",
     windows: Mapping[str, Window],
     boxed: Collection[str] = (),
     out: Path,

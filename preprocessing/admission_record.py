@@ -6,6 +6,8 @@ from pydantic import ValidationError
 
 from preprocessing.clips import Clip
 from preprocessing.decode import Probe
+from videoldm_core.errors import UserError
+from videoldm_core.files import unreadable
 from videoldm_core.records import Record
 
 RECORD_FILE, PAGE_FILE = "admission.json", "admission.html"
@@ -77,9 +79,21 @@ class Admission(Record):
 
 
 def read_admission(out: Path) -> Admission | None:
-    """The report in `out`, if there is a good one."""
+    """The report in `out`; None when there is none, or nothing can be trained from it.
+
+    Raises:
+        UserError: it cannot be read, or is not one of this version.
+    """
+    path = out / RECORD_FILE
     try:
-        admission = Admission.model_validate_json((out / RECORD_FILE).read_bytes())
-    except (FileNotFoundError, ValidationError):
+        admission = Admission.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except ValidationError as error:
+        raise UserError(
+            f"{str(path)!r} is not an admission report of this version "
+            f"({str(error).splitlines()[0]}); delete it, and the videos are admitted again."
+        ) from None
     return None if admission.problem else admission

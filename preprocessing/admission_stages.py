@@ -42,9 +42,7 @@ def needed_fps(settings: Settings, name: str) -> float:
 
 
 def unseen_by(clips: Sequence[Clip], settings: Settings) -> dict[str, Any]:
-    """Stages, or strides of them, that see nothing of a video with these clips: the fields of
-    `VideoReport` that tell why.
-    """
+    """Stages (or strides) that see nothing of these clips, as `VideoReport`'s fields tell why."""
     unseen: dict[str, tuple[str, ...]] = {}
     for name, (_, strides) in settings.windows.items():
         reasons = [_why_unseen(clips, name, stride, settings) for stride in strides]

@@ -46,9 +46,8 @@ class HoldOut(Record):
 
     rule: str  # for the report
     whole: frozenset[str] = frozenset()  # digests of the videos held out completely
-    spans: dict[
-        str, tuple[Span, Span]
-    ] = {}  # digest -> its (train, held-out) parts of the timeline
+    # Digest -> its (train, held-out) parts of the timeline.
+    spans: dict[str, tuple[Span, Span]] = {}
 
 
 def window_frames(frames: int, stride: int) -> int:

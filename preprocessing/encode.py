@@ -1,6 +1,5 @@
 """Frames into latents, with an image autoencoder that is frozen. Knows neither clips nor shards."""
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from diffusers import AutoencoderTiny
 from einops import rearrange
 
 from videoldm_core.errors import UserError
+from videoldm_core.machine import usable_cores
 from videoldm_core.models.encoder import Encoder
 
 
@@ -56,7 +56,7 @@ def encode_side_by_side(
     Each clip is computed by one thread: faster than many threads on one clip (by far, where other
     work wants the cores), and the same bits on any number of cores.
     """
-    count = (os.cpu_count() or 1) if vae.device.type == "cpu" else 1
+    count = usable_cores() if vae.device.type == "cpu" else 1
     waiting: deque[Future[np.ndarray]] = deque()
     with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for frames in clips:

@@ -15,9 +15,8 @@ from videoldm_core.annotations import Box
 
 _SHRINK = Interpolation.AREA | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 _ENLARGE = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
-_SAME_SIZE = (
-    Interpolation.BICUBIC
-)  # the ffmpeg program's own default, so native frames equal its frames
+# The ffmpeg program's own default, so native frames equal its frames.
+_SAME_SIZE = Interpolation.BICUBIC
 
 RESIZER = (
     "cover and centre crop; swscale area down, bicubic up, full chroma, accurate rounding; "

@@ -42,24 +42,8 @@ class Outcome(NamedTuple):
 
     index: int
     value: Any = None
-    error: Exception | None = (
-        None  # IsolatedError: the process was lost; else what the function raised
-    )
-
-
-def run_isolated(
-    function: Callable[..., Any], *args: Any, timeout_s: float, memory_bytes: int = MEMORY_BYTES
-) -> Any:
-    """Calls an importable function in a child process of its own.
-
-    Raises:
-        IsolatedError: the process crashed, hung or ran out of memory.
-    """
-    with Workers(1, memory_bytes=memory_bytes) as workers:
-        (outcome,) = workers.run(function, [Call(args, timeout_s)])
-    if outcome.error:
-        raise outcome.error
-    return outcome.value
+    # IsolatedError: the process was lost; else what the function raised.
+    error: Exception | None = None
 
 
 class Workers:

@@ -151,8 +151,8 @@ def write_index(
         retired={name: keys for name, keys in retired.items() if keys},
     )
     quarantine = json.dumps([clip.model_dump() for clip in dropped], indent=1, ensure_ascii=False)
-    _write_if_changed(storage, QUARANTINE_NAME, quarantine.encode())
-    _write_if_changed(storage, INDEX_NAME, index.model_dump_json(indent=1).encode())
+    _store_if_changed(storage, QUARANTINE_NAME, quarantine.encode())
+    _store_if_changed(storage, INDEX_NAME, index.model_dump_json(indent=1).encode())
     return index
 
 
@@ -201,10 +201,8 @@ def _scratch_file(storage: Storage, shard: str) -> Iterator[Path]:
 
     What a killed build left behind is removed by the next build of the same shard.
     """
-    if isinstance(storage, LocalStorage):
-        folder = storage.folder
-    else:
-        folder = Path(tempfile.gettempdir()) / "videoldm-shards"
+    is_local = isinstance(storage, LocalStorage)
+    folder = storage.folder if is_local else _own_temporary_folder()
     path = folder / f".{shard}.tar.{os.getpid()}.building.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -219,11 +217,29 @@ def _scratch_file(storage: Storage, shard: str) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
+def _own_temporary_folder() -> Path:
+    """Where shards for a remote store are built: this user's alone, for all its processes."""
+    folder = Path(tempfile.gettempdir()) / f"videoldm-shards-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        owner = folder.stat().st_uid
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    if owner != os.getuid():
+        raise UserError(
+            f"{str(folder)!r} belongs to another user (id {owner}); remove it, or set TMPDIR to a "
+            "folder of your own."
+        )
+    return folder
+
+
 def _is_running(process_id: int) -> bool:
     try:
         os.kill(process_id, 0)
-    except (ProcessLookupError, PermissionError):
+    except ProcessLookupError:
         return False
+    except PermissionError:  # it lives, and is another user's
+        return True
     return process_id != os.getpid()
 
 
@@ -240,7 +256,7 @@ def _read_manifest(storage: Storage, shard: str) -> Manifest:
     return parse_published(Manifest, storage.read_bytes(name), where=f"{storage}/{name}")
 
 
-def _write_if_changed(storage: Storage, name: str, content: bytes) -> None:
+def _store_if_changed(storage: Storage, name: str, content: bytes) -> None:
     try:
         if storage.read_bytes(name) == content:
             return

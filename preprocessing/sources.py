@@ -13,6 +13,7 @@ from preprocessing.digests import Digests
 from preprocessing.sidecars import TimedBoxes, read_sidecar
 from videoldm_core.annotations import Vocabulary
 from videoldm_core.errors import UserError
+from videoldm_core.files import files_below, unreadable
 from videoldm_core.records import Record
 
 _VIDEO_KINDS = "3g2 3gp asf avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv"
@@ -48,8 +49,8 @@ def find_sources(
         digests: where digests are kept, so that unchanged files are not read again (digests.py).
 
     Raises:
-        UserError: the folder is missing or holds no video file, captions, labels or boxes cannot
-            be read, or the digests cannot be written.
+        UserError: the folder is missing, holds no video file or cannot be read, captions, labels
+            or boxes cannot be read, or the digests cannot be written.
     """
     paths = _video_paths(folder)
     table = _read_captions(folder)
@@ -82,9 +83,8 @@ def _video_paths(folder: Path) -> list[Path]:
         )
     files = [
         path
-        for path in folder.rglob("*")
+        for path in files_below(folder)
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
     ]
     if not files:
         raise UserError(
@@ -115,6 +115,8 @@ def _caption_beside(video: Path) -> str:
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise unreadable(path, error) from None
     except UnicodeDecodeError as error:
         raise UserError(
             f"{str(path)!r} is not UTF-8 text (byte {error.start}); save it as UTF-8 and run again."

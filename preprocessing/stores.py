@@ -4,7 +4,6 @@ Both are made of shards (shard.py) from clips decoded in child processes with li
 continues where the last one stopped, and adds what is new.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from videoldm_core.data.shards import LatentClip, PixelClip, StoreIdentity
 from videoldm_core.data.storage import open_storage
 from videoldm_core.errors import UserError
 from videoldm_core.files import sha256_of_folder
+from videoldm_core.machine import usable_cores
 from videoldm_core.models.encoder import load_frozen_encoder
 
 CLIP_TIMEOUT_S = 180.0  # one clip, in a child process
@@ -198,7 +198,7 @@ def _make_store(
     done = sum(len(unit.clips) for unit in units if unit.shard in finished)
     request.progress(done, total)
     # Children start on demand: none for a store that is finished.
-    with Workers(os.cpu_count() or 1) as workers:
+    with Workers(usable_cores()) as workers:
 
         def counted(clips: Sequence[Clip]) -> Iterator[tuple[int, Made]]:
             for count, made in enumerate(make(clips, workers), 1):

@@ -1,3 +1,1 @@
-"""The method: networks, objectives, the latent-shard format, training and sampling. Start at
-cascade.py.
-"""
+"""The method: networks, objectives, shards, training and sampling; start at cascade.py."""

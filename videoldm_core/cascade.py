@@ -19,7 +19,7 @@ from videoldm_core.objectives.autoencoding import Autoencoding
 from videoldm_core.objectives.brought import Brought
 from videoldm_core.objectives.decoding import TemporalDecoding
 from videoldm_core.objectives.denoising import Denoising
-from videoldm_core.records import Record, nearest
+from videoldm_core.records import Decay, Record, nearest
 from videoldm_core.training.engine import OptimizerConfig
 
 AnyObjective = Annotated[
@@ -33,11 +33,12 @@ FITTING = {"micro_batch", "checkpointing", "compile"}
 class VideoFormat(Record):
     """What every video is brought to before anything is learned from it."""
 
-    fps: float  # frames per second of a store; strides count in these
-    height: int  # of the base resolution, px
-    width: int
-    upscale: int = 4  # pixel shards hold height * upscale x width * upscale
-    clip_seconds: float  # longest clip of a store
+    # Frames per second of a store; strides count in these.
+    fps: float = Field(gt=0, allow_inf_nan=False)
+    height: int = Field(ge=1)  # of the base resolution, px
+    width: int = Field(ge=1)
+    upscale: int = Field(default=4, ge=1)  # pixel shards hold height * upscale x width * upscale
+    clip_seconds: float = Field(gt=0, allow_inf_nan=False)  # longest clip of a store
 
 
 class Stage(Record):
@@ -54,24 +55,25 @@ class Stage(Record):
     objective: AnyObjective
     proves: AnyProof  # what it must beat on held-out clips
     starts_from: tuple[str, ...]  # stages whose weights it inherits; later ones override earlier
-    trains: tuple[
-        str, ...
-    ]  # parts whose weights move: vae, unet, tokens, temporal, temporal_decoder
+    # Parts whose weights move: vae, unet, tokens, temporal, temporal_decoder.
+    trains: tuple[str, ...]
     reads: Literal["latents", "pixels"]
     full_size: bool = False  # reads pixels at the upscaled size
-    frames: int  # per clip
-    strides: tuple[int, ...] = (1,)  # store frames per clip frame; several: drawn equally often
-    crop: int | None = None  # side of training patches, px
+    frames: int = Field(ge=1)  # per clip
+    # Store frames per clip frame; several: drawn equally often.
+    strides: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
+    crop: int | None = Field(default=None, ge=1)  # side of training patches, px
     optimizer: OptimizerConfig = OptimizerConfig()
-    batch: int  # clips per step, over all processes
+    batch: int = Field(ge=1)  # clips per step, over all processes
     micro_batch: int | None = Field(default=None, ge=1)  # clips per process at once; None: all
     checkpointing: bool = False  # recompute activations in the backward pass, to hold fewer
     compile: bool = False  # torch.compile of what trains, once per shape
-    heldout_clips: int = 32  # watched while training, and what the stage is judged on
-    steps: int
-    warmup: int = 0  # steps in which the learning rate rises from 0
-    cooldown: int = 0  # last steps, in which it falls to 0
-    ema: float = 0.9999  # decay of the published average
+    # Watched while training, and what the stage is judged on.
+    heldout_clips: int = Field(default=32, ge=1)
+    steps: int = Field(ge=0)  # 0: what is brought is not trained
+    warmup: int = Field(default=0, ge=0)  # steps in which the learning rate rises from 0
+    cooldown: int = Field(default=0, ge=0)  # last steps, in which it falls to 0
+    ema: Decay = 0.9999  # of the published average
 
     def sees_boxes_only(self, told: Vocabulary | None) -> bool:
         """Whether the stage, told of its clips by tokens of `told`, sees only frames with boxes."""

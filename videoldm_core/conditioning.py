@@ -1,5 +1,4 @@
-"""What a stage is given besides noise, time and text; training and sampling end in the same
-functions.
+"""What a stage is given besides noise, time and text, in training and sampling alike.
 
 A given is drawn from a clean training clip by calling it with the clip as it is diffused and as it
 is stored (for the latent upscaler: latents and frames; for all others these differ by a factor at
@@ -76,7 +75,7 @@ class FirstFrames(Record):
 
     kind: Literal["first_frames"] = "first_frames"
     # p_S, the weights of S = 0, 1, 2 given frames. The paper does not print them.
-    weights: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
+    weights: tuple[Annotated[float, Field(ge=0)], ...] = (1 / 3, 1 / 3, 1 / 3)
 
     def context_channels(self, channels: int) -> int:
         """Channels of c_S for frames of `channels` channels."""
@@ -99,12 +98,14 @@ class KeyFrames(Record):
     """The first and last of five frames: the interpolation model (§3.3)."""
 
     kind: Literal["key_frames"] = "key_frames"
-    every: int = 4  # distance of the given frames; every - 1 frames are predicted between two
-    dropout: float = 0.1  # share of clips that are given nothing, for context guidance
+    # Distance of the given frames; every - 1 frames are predicted between two.
+    every: int = Field(default=4, ge=2)
+    # Share of clips that are given nothing, for context guidance.
+    dropout: float = Field(default=0.1, ge=0, le=1)
     # Noise of a level up to this timestep is put on the given frames, and the temporal layers are
     # told the level; 0: none. The paper's text-to-video interpolator has 250: frames that another
     # model made are never as clean as those of the videos.
-    max_noise_timestep: int = 0
+    max_noise_timestep: int = Field(default=0, ge=0)
 
     def context_channels(self, channels: int) -> int:
         """Channels of c_S for frames of `channels` channels."""
@@ -150,8 +151,8 @@ class LowResolution(Record):
     """A noisy low-resolution version, frame by frame: the upscalers (§3.4, Eq. 5)."""
 
     kind: Literal["low_resolution"] = "low_resolution"
-    factor: int = 4
-    max_noise_timestep: int = 350  # tau_gamma is drawn below this
+    factor: int = Field(default=4, ge=1)
+    max_noise_timestep: int = Field(default=350, ge=1)  # tau_gamma is drawn below this
     # None: the frames are diffused (the paper). A number: their difference to the enlarged low
     # resolution, times this. Deviation: a model that is small and briefly trained then starts as
     # bilinear enlargement, and only learns detail.
@@ -209,9 +210,7 @@ AnyGiven = Annotated[Nothing | FirstFrames | KeyFrames | LowResolution, Field(di
 
 
 def mark_known(clip: Tensor, known: Tensor) -> Given:
-    """c_S = (m * z, m) for frames b t c h w and m (b t): known frames, zeros elsewhere, and the
-    mask (§3.2).
-    """
+    """c_S = (m * z, m) of frames b t c h w and m (b t): known frames or zeros, and mask (§3.2)."""
     m = known.to(clip)[:, :, None, None, None]
     mask = m.expand(-1, -1, 1, *clip.shape[-2:])
     return Given(context=torch.cat([m * clip, mask], dim=2), known=known.to(clip.device))

@@ -1,6 +1,4 @@
-"""Errors that a user, a file or a cluster can cause; everything else is a bug and may show a
-traceback.
-"""
+"""Errors that a user, a file or a cluster can cause; all else is a bug, with a traceback."""
 
 
 class UserError(Exception):

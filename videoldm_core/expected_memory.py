@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from videoldm_core.cascade import Preset, Stage
 from videoldm_core.errors import UserError
+from videoldm_core.machine import Precision, ZeroStage
 from videoldm_core.models.perceptual import Perceptual
 from videoldm_core.stage_networks import Configs, StageNetworks, inputs_on_meta, table_on_meta
 from videoldm_core.training.live_memory import activation_bytes
 from videoldm_core.training.memory import (
     FLOAT32,
     ZERO_STAGES,
-    Precision,
-    ZeroStage,
     exchanged_memory,
     held_memory,
 )

@@ -42,10 +42,32 @@ def disk_error(path: Path, error: OSError) -> UserError:
     )
 
 
-def publish_folder(part: Path, final: Path) -> None:
-    """Makes the complete folder `part` appear as `final` in one rename; an older `final` goes
-    first.
+def unreadable(path: Path, error: OSError) -> UserError:
+    """The user's sentence for an operating-system error on reading `path`."""
+    return UserError(
+        f"Cannot read {str(path)!r}: {error.strerror or error}; "
+        "let this user read it, then run the same command again."
+    )
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file below `folder`, in name order; links to folders are not followed.
+
+    Raises:
+        UserError: `folder` or a folder below it cannot be read.
     """
+
+    def fail(error: OSError) -> None:
+        raise unreadable(Path(error.filename or folder), error) from None
+
+    found = [
+        Path(place) / name for place, _, names in os.walk(folder, onerror=fail) for name in names
+    ]
+    return sorted(path for path in found if path.is_file())
+
+
+def publish_folder(part: Path, final: Path) -> None:
+    """Makes the complete folder `part` appear as `final` in one rename; an older one goes first."""
     if final.exists():
         shutil.rmtree(final)
     part.replace(final)

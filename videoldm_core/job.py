@@ -3,12 +3,12 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
 from videoldm_core.cascade import Stage, VideoFormat
 from videoldm_core.errors import UserError
+from videoldm_core.machine import Precision, ZeroStage
 from videoldm_core.records import Record, load_record
 
 
@@ -23,11 +23,11 @@ class Job(Record):
     pixels: Path | None = None
     text_tower: Path
     out: Path  # the stage's folder
-    seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; what trains stays float32
-    zero_stage: int = Field(default=2, ge=0, le=3)
-    checkpoint_every: int = 100  # steps
-    evaluate_every: int = 100  # steps
+    seed: int = Field(default=0, ge=0)
+    precision: Precision = "fp32"
+    zero_stage: ZeroStage = 2
+    checkpoint_every: int = Field(default=100, ge=1)  # steps
+    evaluate_every: int = Field(default=100, ge=1)  # steps
 
     @property
     def store(self) -> Path:
@@ -45,9 +45,7 @@ class Job(Record):
         return path
 
     def fingerprint(self) -> str:
-        """Identity of everything that decides the weights; how the work is split over processes
-        and micro batches does not.
-        """
+        """Identity of all that decides the weights; processes and micro batches do not."""
         decides = self.model_dump(mode="json", include={"video", "parents", "seed", "precision"})
         decides["stage"] = self.stage.identity()
         decides["store"] = self.store.name

@@ -4,13 +4,14 @@ import difflib
 import json
 import reprlib
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from videoldm_core.errors import UserError
 
 R = TypeVar("R", bound="Record")
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running average, per step
 LONGEST_WORD = 100  # characters of a file's words that a message repeats
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = LONGEST_WORD

@@ -29,9 +29,7 @@ class StageData:
         return video.height, video.width
 
     def windows(self, split: str) -> Windows:
-        """Every window of the stage's frames and strides in one split; for a stage that is told
-        boxes, every frame that has them.
-        """
+        """Every window of the stage in one split; if it is told boxes, every frame with some."""
         stage = self._job.stage
         if stage.sees_boxes_only(self.vocabulary):
             return BoxedFrames(self.store, split=split)

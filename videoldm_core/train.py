@@ -1,5 +1,4 @@
-"""Trains one stage: `python -m videoldm_core.train job.json`, on each process that the launcher
-starts.
+"""Trains one stage: `python -m videoldm_core.train job.json`, on every launched process.
 
 The same command resumes from the last complete checkpoint. When it ends well, stage.json is there.
 """
@@ -23,6 +22,7 @@ from videoldm_core.job import Job, load_job
 from videoldm_core.metrics.worth import WorthRow
 from videoldm_core.objectives.task import Parts
 from videoldm_core.previews import CLIPS, write_preview
+from videoldm_core.provenance import git_commit
 from videoldm_core.stage_data import StageData
 from videoldm_core.tasks import build_task
 from videoldm_core.training import actions
@@ -158,7 +158,6 @@ class StageRun:
         job = self.job
         weights = job.out / "weights"
         averages = {player.name: player.ema.full() for player in self.task.players}
-        own: dict[str, Path] = {}
         names: list[list[str]] = [[]]
         if self.rank == 0:
             names = [self._save_weights(weights, averages)]
@@ -212,6 +211,7 @@ class StageRun:
                 step=job.stage.steps,
                 worth=worth,
                 versions={name: version(name) for name in PACKAGES},
+                commit=git_commit(),
                 started=self.started,
                 finished=finished,
                 process_seconds=(finished - self.started) * self.world,

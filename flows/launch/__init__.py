@@ -47,7 +47,6 @@ class StageCrashed(Exception):
     """A launched command died without a sentence for the user."""
 
     def __init__(self, command: Command, exit_code: int, last_lines: str) -> None:
-        self.exit_code = exit_code
         self.log = command.log
         how = f"ended with exit code {exit_code}"
         if exit_code > 128:

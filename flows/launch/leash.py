@@ -57,10 +57,8 @@ def main() -> int:
     """`leash.py GRACE_S COMMAND...`: the command's exit code, once its processes are gone."""
     grace_s, command = float(sys.argv[1]), sys.argv[2:]
     mark = os.environ[MARK]
-    for number in (
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # only the leash decides, and it must outlive what it holds
+    # Only the leash decides, and it must outlive what it holds.
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _disregard)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
 

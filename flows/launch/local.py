@@ -16,6 +16,7 @@ from flows.launch import Cancelled, Command, OnLine, StageCrashed, leash
 from flows.launch.journal import JournalReader
 from videoldm_core.errors import UserError
 from videoldm_core.files import disk_error
+from videoldm_core.machine import usable_cores
 
 POLL_S = 0.2
 TAIL_LINES = 12
@@ -93,11 +94,6 @@ def environment(processes: int) -> dict[str, str]:
         "MALLOC_TOP_PAD_": str(1 << 28),
     }
     return {**quiet, **cpu_only, **keep_memory, "OMP_NUM_THREADS": str(threads)}
-
-
-def usable_cores() -> int:
-    """Cores this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_accelerator() -> bool:

@@ -99,6 +99,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
         (UserError("The moon is full."), 2, "The moon is full."),
         (KeyboardInterrupt(), 130, "stopped; the same command goes on from here."),
         (OSError(28, "No space left on device", "x"), 2, "Cannot write 'x': No space left on"),
+        (OSError(13, "Permission denied", "x"), 2, "Cannot use 'x': Permission denied."),
     ],
 )
 def test_what_ends_a_run_becomes_a_sentence_and_a_code(monkeypatch, raised, code, sentence):

@@ -99,6 +99,71 @@ def test_a_wrong_override_is_one_sentence_with_the_nearest_key(override, sentenc
 
 
 @pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("video.fps=0", "video: fps = 0: Input should be greater than 0"),
+        ("video.fps=.nan", "video: fps = nan: Input should be"),
+        ("video.height=0", "video: height = 0: .* greater than or equal to 1"),
+        ("video.upscale=0", "video: upscale = 0: .* greater than or equal to 1"),
+        ("video.clip_seconds=0", "video: clip_seconds = 0: .* greater than 0"),
+        ("stages.temporal.batch=0", "stages.temporal: batch = 0: .* greater than or equal to 1"),
+        ("stages.temporal.frames=0", "stages.temporal: frames = 0: .* greater than or equal to 1"),
+        ("stages.temporal.strides=[]", r"stages.temporal: strides = \[\]: .* at least 1 item"),
+        ("stages.temporal.strides=[4, 0]", "strides.1 = 0: .* greater than or equal to 1"),
+        ("stages.temporal.heldout_clips=0", "heldout_clips = 0: .* greater than or equal to 1"),
+        ("stages.temporal.ema=2", "stages.temporal: ema = 2: Input should be less than 1"),
+        ("stages.temporal.ema=-0.1", "ema = -0.1: .* greater than or equal to 0"),
+        ("stages.temporal.steps=-1", "steps = -1: .* greater than or equal to 0"),
+        ("stages.temporal.warmup=-1", "warmup = -1: .* greater than or equal to 0"),
+        ("stages.temporal.cooldown=-1", "cooldown = -1: .* greater than or equal to 0"),
+        ("stages.upscaler.crop=0", "crop = 0: .* greater than or equal to 1"),
+        ("stages.temporal.optimizer.lr=-1", "optimizer.lr = -1: .* greater than 0"),
+        ("stages.temporal.optimizer.betas=[0.9, 1]", "optimizer.betas.1 = 1: .* less than 1"),
+        (
+            "stages.interpolator.objective.given.every=0",
+            "every = 0: .* greater than or equal to 2",
+        ),
+        ("stages.upscaler.objective.given.factor=0", "factor = 0: .* greater than or equal to 1"),
+        ("seed=-1", "seed = -1: .* greater than or equal to 0"),
+    ],
+)
+def test_a_number_out_of_bounds_is_one_sentence(override, sentence):
+    with pytest.raises(UserError, match=sentence) as error:
+        load_run("tiny", [override])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        (
+            "video.width=66",
+            "video.width = 66: .*'autoencoder' .* 4 times smaller; .*ple of 4",
+        ),
+        ("video.height=41", "video.height = 41: .*'autoencoder'"),
+        ("stages.upscaler.crop=164", "upscaler.crop = 164 is larger than the 160x256 frames"),
+        ("stages.upscaler.crop=50", "'upscaler' shrinks its crop of 50x50 by 4; .*multiples of 4"),
+        ("stages.upscaler.objective.given.factor=2", "enlarges 2 times, but video.upscale = 4"),
+        ("stages.interpolator.frames=6", "interpolator.frames = 6: every 4th frame is given"),
+        ("stages.predictor.frames=2", "predictor.frames = 2: up to 2 first frames are given"),
+        ("stages.temporal.batch=7", "temporal.batch = 7 cannot be shared by 2 processes"),
+        ("stages.temporal.micro_batch=3", "'temporal': micro_batch 3 does not divide the 4 clips"),
+        ("processes=3", "autoencoder.batch = 8 cannot be shared by 3 processes"),
+    ],
+)
+def test_numbers_that_do_not_fit_one_another_are_one_sentence(override, sentence):
+    with pytest.raises(UserError, match=sentence) as error:
+        load_run("tiny", [override])
+    assert "\n" not in str(error.value)
+
+
+def test_sizes_of_a_brought_image_model_fit_its_autoencoder(tmp_path):
+    models = [f"pretrained.{name}={tmp_path}" for name in ("image_model", "image_upscaler")]
+    with pytest.raises(UserError, match=r"video.height = 324: .*'image_model' .* 8 times smaller"):
+        load_run("text_to_video", [*models, "video.height=324"])
+
+
+@pytest.mark.parametrize(
     ("text", "sentence"),
     [
         ("preset: [", "Cannot read the run file .* as YAML"),
@@ -112,6 +177,15 @@ def test_a_broken_run_file_is_one_sentence(tmp_path, text, sentence):
     with pytest.raises(UserError, match=sentence) as error:
         load_run(str(path))
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_videos_that_may_not_be_entered_is_not_called_missing(monkeypatch):
+    def refuse(path: Path, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.is_dir", refuse)
+    with pytest.raises(UserError, match="Cannot read 'locked/videos': Permission denied"):
+        load_run("tiny", ["videos=locked/videos"])
 
 
 def test_an_unknown_run_file_names_the_nearest():

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows.dag import Attempt, Ledger, Made, Step, ancestors, due_steps, in_order
+from videoldm_core.errors import UserError
 
 
 def attempt(goes_on: bool) -> Attempt:
@@ -97,11 +98,28 @@ def test_a_file_gone_from_inside_an_output_is_named(tmp_path):
     assert due_steps(chain(tmp_path), ledger) == {"decoder": "decoder/weights is missing"}
 
 
-def test_a_torn_receipt_counts_as_none(tmp_path):
+def test_a_torn_receipt_is_said_and_its_work_is_not_thrown_away(tmp_path):
     ledger = Ledger(tmp_path)
     make_all(chain(tmp_path), ledger)
-    (tmp_path / "steps" / "decoder.json").write_text('{"step"')
+    receipt = tmp_path / "steps" / "decoder.json"
+    receipt.write_text('{"step"')
+    with pytest.raises(UserError, match=r"decoder.json' is not a receipt .* 'decoder' is made aga"):
+        due_steps(chain(tmp_path), ledger)
+    receipt.unlink()
     assert due_steps(chain(tmp_path), ledger) == {"decoder": "never finished"}
+
+
+def test_an_unreadable_receipt_is_said(tmp_path):
+    ledger = Ledger(tmp_path)
+    (tmp_path / "steps" / "decoder.json").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"Cannot read '.*decoder.json': Is a directory"):
+        ledger.receipt("decoder")
+
+
+def test_settings_that_are_not_json_are_a_programming_error(tmp_path):
+    step = writing_step(tmp_path, "image", model=object())
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        Ledger(tmp_path).begin(step)
 
 
 def test_an_attempt_goes_on_only_where_one_from_the_same_stopped(tmp_path):

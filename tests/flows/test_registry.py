@@ -11,12 +11,12 @@ from flows.registry import (
     MODEL_FILES,
     Defaults,
     Pin,
-    Release,
+    PinnedRelease,
     StageModel,
     model_name,
-    read_release,
     register_release,
     register_stage,
+    registered_release,
 )
 from flows.tracking import CASCADE, Tracker
 from videoldm_core.errors import UserError
@@ -95,7 +95,7 @@ def register(client, tracker, tmp_path):
     tower = tmp_path / "text_tower"
     tower.mkdir()
 
-    def run(name: str, *, text: str = "tower", **changes) -> Release:
+    def run(name: str, *, text: str = "tower", **changes) -> PinnedRelease:
         (tower / "config.json").unlink(missing_ok=True)
         (tower / "config.json").write_text(text)
         model = published_stage(tmp_path / "stage", tracker)
@@ -107,7 +107,7 @@ def register(client, tracker, tmp_path):
             folder=model.folder,
         )
         defaults = DEFAULTS.model_copy(update=changes)
-        release = Release(
+        release = PinnedRelease(
             name=name,
             stages={"temporal": pin},
             request=defaults.digest(),
@@ -124,15 +124,15 @@ def test_a_release_pins_versions_is_idempotent_and_reads_back(client, register):
     registered = register("c")
     assert registered.version == 1
     assert register("c") == registered
-    assert read_release(client, "c") == registered
-    assert read_release(client, "c", 1) == registered
+    assert registered_release(client, "c") == registered
+    assert registered_release(client, "c", 1) == registered
     assert client.get_model_version("c-release", 1).tags["pin.temporal"] == "c-temporal/1"
 
 
 def test_other_defaults_or_another_text_tower_are_another_version(client, register):
     versions = [register("d"), register("d", seed=1), register("d", text="other"), register("d")]
     assert [release.version for release in versions] == [1, 2, 3, 1]
-    assert read_release(client, "d", 2).request != read_release(client, "d", 3).request
+    assert registered_release(client, "d", 2).request != registered_release(client, "d", 3).request
 
 
 def test_a_release_is_an_mlflow_model_that_pickles_nothing(client, register, tmp_path):
@@ -150,4 +150,4 @@ def test_a_release_is_an_mlflow_model_that_pickles_nothing(client, register, tmp
 
 def test_an_unknown_release_is_one_sentence(client):
     with pytest.raises(UserError, match="no release 'champion' of 'nobody-release'"):
-        read_release(client, "nobody", "champion")
+        registered_release(client, "nobody", "champion")

@@ -14,7 +14,14 @@ import pandas
 import pytest
 from moto.server import ThreadedMotoServer
 
-from flows.registry import Defaults, Pin, Release, StageModel, register_release, register_stage
+from flows.registry import (
+    Defaults,
+    Pin,
+    PinnedRelease,
+    StageModel,
+    register_release,
+    register_stage,
+)
 from flows.released import Released, lay_out
 from flows.stages import own_files
 from flows.tracking import Tracker
@@ -63,14 +70,14 @@ def register(tracker, released, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
     stages = {name: folder for name, folder in released.items() if name != "text_tower"}
 
-    def run(name: str, *, tracker: Tracker = tracker, **changes) -> Release:
+    def run(name: str, *, tracker: Tracker = tracker, **changes) -> PinnedRelease:
         tracker.begin(name, params={}, tags={})
         assert tracker.deliver(), tracker.problem
         run_id = tracker.run_id(name)
         assert run_id
         asked, tower = defaults(**changes), released["text_tower"]
         with tracker.client_or_none() as client:
-            release = Release(
+            release = PinnedRelease(
                 name=name,
                 stages={
                     stage: pin(client, name, stage, folder, run_id)

@@ -37,7 +37,7 @@ def write_video(path: Path, frames: int = 12) -> None:
 def publish_stage(folder: Path, name: str, *, passed: bool, parents: dict[str, str]) -> Path:
     (folder / "previews").mkdir(parents=True)
     Image.new("RGB", (8, 8), "red").save(folder / "previews" / "grid.png")
-    lines = [{"time": 1.0, "total_steps": 3}]
+    lines = [{"time": 1.0, "total_steps": 3, "remark": f"{name} looks at pixels <i>alone</i>"}]
     lines += [{"time": 2.0, "step": s, "metrics": {"loss": 1 / (s + 1)}} for s in range(3)]
     lines += [{"time": 3.0, "step": 3, "image": "previews/grid.png", "name": "samples <b>"}]
     text = "\n".join(json.dumps(line) for line in lines)
@@ -107,6 +107,10 @@ def test_the_page_shows_video_frames_previews_and_curves(page):
     assert page.count("<polyline") == 2
     assert 'class="node passed"' in page
     assert 'class="node failed"' in page
+
+
+def test_the_page_repeats_what_a_stage_remarked(page):
+    assert "temporal looks at pixels &lt;i&gt;alone&lt;/i&gt;." in page
 
 
 def test_texts_from_outside_are_escaped(page):

@@ -43,7 +43,7 @@ class Workplace:
         self.broken: set[str] = set()
         self.lock = threading.Lock()
 
-    def step(self, name: str, *needs: str, trains: bool = False) -> Step:
+    def step(self, name: str, *needs: str, uses_accelerator: bool = False) -> Step:
         def make(attempt: Attempt) -> Made:
             with self.lock:
                 self.running += 1
@@ -59,15 +59,21 @@ class Workplace:
             path.write_text(f"{name} {time.time_ns()}")
             return Made(output=path)
 
-        return Step(name=name, title=f"train {name}", needs=needs, make=make, trains=trains)
+        return Step(
+            name=name,
+            title=f"train {name}",
+            needs=needs,
+            make=make,
+            uses_accelerator=uses_accelerator,
+        )
 
     def cascade(self) -> list[Step]:
         return [
             self.step("latents"),
-            self.step("temporal", "latents", trains=True),
-            self.step("predictor", "temporal", trains=True),
-            self.step("interpolator", "temporal", trains=True),
-            self.step("decoder", trains=True),
+            self.step("temporal", "latents", uses_accelerator=True),
+            self.step("predictor", "temporal", uses_accelerator=True),
+            self.step("interpolator", "temporal", uses_accelerator=True),
+            self.step("decoder", uses_accelerator=True),
             self.step("report", "predictor", "interpolator", "decoder"),
         ]
 
@@ -110,16 +116,19 @@ def test_a_failing_stage_is_named_and_other_branches_finish(tmp_path):
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-def test_no_more_stages_train_at_once_than_there_are_slots(tmp_path, slots):
+def test_no_more_steps_use_accelerators_at_once_than_there_are_slots(tmp_path, slots):
     place = Workplace(tmp_path)
-    steps = [place.step(f"s{i}", trains=True) for i in range(4)]
+    steps = [place.step(f"s{i}", uses_accelerator=True) for i in range(4)]
     make_due(new_crew(tmp_path, concurrent_stages=slots), steps)
     assert place.most_running == slots
 
 
-def test_a_free_slot_goes_to_the_stage_that_comes_first_in_the_table(tmp_path):
+def test_a_free_slot_goes_to_the_step_that_comes_first_in_the_table(tmp_path):
     place = Workplace(tmp_path)
-    steps = [place.step("data"), *(place.step(f"s{i}", "data", trains=True) for i in range(5))]
+    steps = [
+        place.step("data"),
+        *(place.step(f"s{i}", "data", uses_accelerator=True) for i in range(5)),
+    ]
     make_due(new_crew(tmp_path), steps)
     assert place.ran == ["data", "s0", "s1", "s2", "s3", "s4"]
 
@@ -167,7 +176,7 @@ def test_an_interrupt_reaches_the_running_steps(tmp_path):
         raise UserError("stopped")
 
     with pytest.raises(BaseException):  # noqa: B017, PT011 (Prefect may wrap it)
-        make_due(crew, [Step(name="slow", title="train slow", make=wait, trains=True)])
+        make_due(crew, [Step(name="slow", title="train slow", make=wait, uses_accelerator=True)])
     assert heard.is_set(), "it is waited for until it has ended"
 
 

@@ -11,17 +11,23 @@ from flows.config import load_run
 from flows.dag import Made
 from flows.failures import StepsFailed
 from flows.launch import Command, StageCrashed
-from flows.prepare import Request as PrepareRequest
-from flows.registry import read_release
+from flows.prepare import StepRequest
+from flows.registry import registered_release
 from flows.session import evaluate, sample_to, work
 from flows.tracking import Tracker
 from tests.flows.test_report import write_video
 from videoldm_core.errors import UserError
-from videoldm_core.generate import Request as SampleRequest
+from videoldm_core.generate import Request
 from videoldm_core.job import load_job
 from videoldm_core.training.published import PublishedStage, describe_parts, write_published
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def worth_row(stage: str, *, passed: bool) -> dict:
+    row = {"stage": stage, "metric": "loss", "unit": "", "higher_is_better": False}
+    row |= {"value": [0.5, 0.0], "baselines": [["image", 0.4, 0.0, True]], "passed": passed}
+    return row
 
 
 class FakeLauncher:
@@ -29,6 +35,7 @@ class FakeLauncher:
 
     def __init__(self) -> None:
         self.ran: list[str] = []
+        self.unworthy: set[str] = set()
         self.broken: dict[str, Exception] = {}
 
     def launch(self, command: Command, *, on_line, cancelled) -> None:
@@ -41,7 +48,7 @@ class FakeLauncher:
         answer[command.module](command)
 
     def prepare(self, command: Command) -> None:
-        request = PrepareRequest.model_validate_json(command.argument.read_text())
+        request = StepRequest.model_validate_json(command.argument.read_text())
         self.note(request.step)
         out = request.run.out
         places = {"text": "text_tower/config.json", "admission": "admission.json"}
@@ -69,7 +76,7 @@ class FakeLauncher:
             "parents": job.parents,
             "data": {job.stage.reads: "d" * 64},
             "step": 2,
-            "worth": (),
+            "worth": [worth_row(job.stage.name, passed=job.stage.name not in self.unworthy)],
             "versions": {},
             "started": time.time(),
             "finished": 10.0,
@@ -78,7 +85,7 @@ class FakeLauncher:
         write_published(job.out, PublishedStage.model_validate(published))
 
     def generate(self, command: Command) -> None:
-        request = SampleRequest.model_validate_json(command.argument.read_text())
+        request = Request.model_validate_json(command.argument.read_text())
         self.note("sample")
         assert all(request.stages[name].is_dir() for name in request.roles.model_dump().values())
         for path in request.videos:
@@ -88,9 +95,8 @@ class FakeLauncher:
     def evaluate(self, command: Command) -> None:
         name = load_job(command.argument).stage.name
         self.note(f"evaluate {name}")
-        row = {"stage": name, "metric": "loss", "unit": "", "higher_is_better": False}
-        row |= {"value": [0.5, 0.0], "baselines": [["image", 0.4, 0.0, True]], "passed": False}
-        command.argument.with_name("worth.json").write_text(json.dumps([row]))
+        rows = [worth_row(name, passed=False)]
+        command.argument.with_name("worth.json").write_text(json.dumps(rows))
 
     def note(self, step: str) -> None:
         self.ran.append(step)
@@ -119,7 +125,7 @@ def test_a_run_makes_registers_and_reports_everything_once(run, capsys):
     tracker = Tracker(uri=f"sqlite:///{run.out}/mlflow.db", experiment=run.name, out=run.out)
     assert tracker.is_all_delivered()
     with tracker.client_or_none() as client:
-        assert read_release(client, "demo").stages["temporal"].version == 1
+        assert registered_release(client, "demo").stages["temporal"].version == 1
         version = client.get_model_version("demo-predictor", 1)
         assert version.tags["parent.temporal"] == "demo-temporal/1"
         assert version.tags["data.latents"] == "d" * 64
@@ -133,6 +139,8 @@ def test_a_run_makes_registers_and_reports_everything_once(run, capsys):
     assert str(run.out / "video.mp4") in said
     assert f"mlflow ui --backend-store-uri sqlite:///{run.out}/mlflow.db" in said
 
+    assert said.splitlines()[-1] == "Every stage proves its worth: 8 of 8 claims hold."
+
     launcher.ran.clear()
     work(run, launcher=launcher)
     assert launcher.ran == []
@@ -143,10 +151,15 @@ def test_a_run_makes_registers_and_reports_everything_once(run, capsys):
     assert launcher.ran == ["evaluate temporal"]
 
     launcher.ran.clear()
+    launcher.unworthy = {"decoder"}
     shutil.rmtree(run.stage_folder("decoder"))
     work(run, launcher=launcher)
     assert launcher.ran == ["decoder", "sample"]
     assert json.loads((run.out / "release.json").read_text())["version"] == 2
+    assert capsys.readouterr().out.splitlines()[-1] == "Not worth it yet: decoder."
+    with tracker.client_or_none() as client:
+        worth = [client.get_model_version("demo-decoder", v).tags["worth"] for v in (1, 2)]
+    assert worth == ["passed", "failed"]
 
 
 def test_a_crashed_stage_is_named_and_the_same_command_goes_on(run):

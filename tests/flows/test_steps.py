@@ -48,6 +48,12 @@ def test_another_row_in_the_table_is_another_step(tmp_path):
     assert "slow" in steps["release"].needs
 
 
+def test_what_trains_encodes_or_samples_holds_a_slot(tmp_path):
+    holding = {name for name, step in steps_of(tmp_path).items() if step.uses_accelerator}
+    stages = {row.name for row in table_of(load_run("tiny")).stages}
+    assert holding == stages | {"latents", "sample"}
+
+
 def test_the_report_comes_last(tmp_path):
     steps = list(steps_of(tmp_path).values())
     assert in_order(steps)[-1].name == "report"
@@ -65,7 +71,7 @@ def test_the_users_videos_are_not_filmed_and_their_change_is_noticed(tmp_path):
     assert before["admission"].settings != after["admission"].settings
 
 
-@pytest.mark.parametrize("change", ["processes=3", "zero_stage=0", "concurrent_stages=4"])
+@pytest.mark.parametrize("change", ["processes=4", "zero_stage=0", "concurrent_stages=4"])
 def test_how_a_stage_is_computed_does_not_make_it_due(tmp_path, change):
     assert (
         steps_of(tmp_path)["temporal"].settings == steps_of(tmp_path, change)["temporal"].settings

@@ -55,3 +55,12 @@ def test_without_a_terminal_there_is_one_line_per_finished_step():
         terminal.finished(STEP, 65.0)
     lines = terminal.console.file.getvalue().strip().splitlines()
     assert lines == ["done         train temporal               1 min 05 s"]
+
+
+def test_what_a_stage_remarks_is_said_once_however_often_it_is_resumed():
+    terminal = new_terminal(is_terminal=False)
+    terminal.started(STEP)
+    for _ in range(2):
+        terminal.line(STEP, {"time": 9e9, "total_steps": 4, "remark": "judged by pixels alone"})
+    lines = terminal.console.file.getvalue().strip().splitlines()
+    assert lines == ["note         train temporal: judged by pixels alone."]

@@ -162,3 +162,10 @@ def test_a_long_journal_is_delivered_in_several_requests(tracker, tmp_path):
     tracker.begin("temporal", params={}, tags={}, journal=journal)
     assert tracker.deliver(), tracker.problem
     assert len(history(tracker, "temporal", "loss")) == 1100
+
+
+@pytest.mark.parametrize("content", ["{", '{"uri": "x", "runs": {"cascade": {}}}'])
+def test_what_was_kept_for_mlflow_is_not_forgotten_without_a_word(tmp_path, content):
+    (tmp_path / "mlflow_runs.json").write_text(content)
+    with pytest.raises(UserError, match=r"mlflow_runs.json' is not what this version writes .*del"):
+        Tracker(uri="sqlite://", experiment="x", out=tmp_path)

@@ -147,6 +147,13 @@ def test_a_stage_without_windows_is_named_with_what_it_needs(admit_folder, tmp_p
     assert admit_folder().accepted == 3, "the next correct run goes on from there"
 
 
+def test_a_report_of_another_version_is_said_and_not_taken_for_none(tmp_path):
+    (tmp_path / "admission.json").write_text('{"format": 0}')
+    with pytest.raises(UserError, match=r"admission.json' is not an admission report of this vers"):
+        read_admission(tmp_path)
+    assert read_admission(tmp_path / "nowhere") is None
+
+
 def test_a_single_short_video_leaves_nothing_to_hold_out(admit_folder, folder):
     (folder / "good1.mp4").unlink()
     (folder / "good2.mp4").unlink()

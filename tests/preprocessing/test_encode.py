@@ -61,7 +61,7 @@ def test_clips_encoded_side_by_side_come_in_order_with_the_same_bits_on_any_numb
     clips = [_frames(count) for count in (9, 1, 4, 2, 7)]
     threads = torch.get_num_threads()
     side_by_side = [latents.tobytes() for latents in encode_side_by_side(vae, clips)]
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr("preprocessing.encode.usable_cores", lambda: 1)
     assert side_by_side == [latents.tobytes() for latents in encode_side_by_side(vae, clips)]
     assert [len(latents) for latents in encode_side_by_side(vae, clips)] == [9, 1, 4, 2, 7]
     assert torch.get_num_threads() == threads

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from preprocessing.isolation import Call, IsolatedError, Workers, run_isolated
+from preprocessing.isolation import MEMORY_BYTES, Call, IsolatedError, Workers
 from videoldm_core.errors import UserError
 
 
@@ -51,6 +51,15 @@ def unpicklable_error():
         pass
 
     raise Local("local")
+
+
+def run_isolated(function, *args, timeout_s: float, memory_bytes: int = MEMORY_BYTES):
+    """One call in a pool of one: its value, or the error it ended with."""
+    with Workers(1, memory_bytes=memory_bytes) as workers:
+        (outcome,) = workers.run(function, [Call(args, timeout_s)])
+    if outcome.error:
+        raise outcome.error
+    return outcome.value
 
 
 def test_a_value_comes_back():

@@ -1,6 +1,8 @@
 """Which files are videos, and what their captions are."""
 
+import errno
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -102,4 +104,29 @@ def test_captions_in_another_encoding_are_named(tmp_path):
     put(tmp_path, a_mp4="")
     (tmp_path / "a.txt").write_bytes("Zürich".encode("latin-1"))
     with pytest.raises(UserError, match=r"a.txt' is not UTF-8 text \(byte 1\)"):
+        find_sources(tmp_path)
+
+
+def test_an_unreadable_caption_is_named(tmp_path, monkeypatch):
+    put(tmp_path, a_mp4="", a_txt="a caption")
+
+    def refuse(path: Path, **options: str) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(UserError, match=r"Cannot read '.*a.txt': Permission denied; let this user"):
+        find_sources(tmp_path)
+
+
+def test_an_unreadable_folder_is_named_instead_of_left_out(tmp_path, monkeypatch):
+    put(tmp_path, a_mp4="", sub__b_mp4="")
+    scan = os.scandir
+
+    def refuse(path: str):
+        if Path(path).name == "sub":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"Cannot read '.*/sub': Permission denied; let this user"):
         find_sources(tmp_path)

@@ -132,5 +132,5 @@ def test_a_job_file_that_is_missing_is_named(tmp_path: Path):
 def test_there_are_zero_stages_0_to_3(tmp_path: Path, stage: int):
     values = job().model_dump(mode="json") | {"zero_stage": stage}
     (tmp_path / "job.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=rf"zero_stage = {stage}: .*(greater|less)"):
+    with pytest.raises(UserError, match=rf"zero_stage = {stage}: Input should be 0, 1, 2 or 3"):
         load_job(tmp_path / "job.json")

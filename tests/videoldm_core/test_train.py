@@ -20,6 +20,7 @@ from videoldm_core.files import sha256_of_folder
 from videoldm_core.job import Job
 from videoldm_core.metrics.image_proofs import BeatsLinearDenoiser
 from videoldm_core.objectives.task import Task
+from videoldm_core.provenance import git_commit
 from videoldm_core.tasks import build_task
 from videoldm_core.train import main
 from videoldm_core.training.players import Player
@@ -110,6 +111,7 @@ def test_a_published_stage_tells_what_made_it(job_of, monkeypatch, one_thread, i
     assert published.fingerprint == job.fingerprint()
     assert published.step == 2
     assert published.parents == job.parents
+    assert published.commit == git_commit()
     assert sorted(published.parts) == ["scheduler", "temporal", "unet", "vae"]
     assert part_paths(job.out)["unet"] == image_model["unet"].resolve()
     assert len(published.worth) == 2

@@ -114,9 +114,8 @@ class Batches:
         resize_to: tuple[int, int] | None = None,
         vocabulary: Vocabulary | None = None,
     ):
-        plan.of_rank(
-            start_step, rank=rank, world=world
-        )  # a batch that cannot be shared fails here, not in the thread
+        # A batch that cannot be shared fails here, not in the thread.
+        plan.of_rank(start_step, rank=rank, world=world)
         self._store, self._plan = store, plan
         self._resize_to, self._vocabulary = resize_to, vocabulary
         self._rank, self._world, self._step = rank, world, start_step

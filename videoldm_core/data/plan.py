@@ -64,8 +64,9 @@ class Window(NamedTuple):
 
 
 def keeps_up(source_fps: float, fps: float) -> bool:
-    """Whether a video of `source_fps` frames per second has a frame of its own for every frame at
-    `fps`. Of a variable rate it is the mean: who stands still for long is too slow everywhere.
+    """Whether a video of `source_fps` has a frame of its own for every frame at `fps`.
+
+    Of a variable rate it is the mean: who stands still for long is too slow everywhere.
     """
     return source_fps >= fps * (1 - RATE_TOLERANCE)
 
@@ -81,8 +82,9 @@ def shows_motion(clip: HasFrames, stride: int) -> bool:
 
 
 def window_count(clip: HasFrames, *, frames: int, stride: int) -> int:
-    """Windows of `frames` frames at `stride` in one clip: none where its source is too slow for
-    them to show motion. A single frame shows none, and is taken from any source.
+    """Windows of `frames` frames at `stride` in one clip; none where its source is too slow.
+
+    Too slow for them to show motion. A single frame shows none, and is taken from any source.
     """
     if frames > 1 and not shows_motion(clip, stride):
         return 0
@@ -103,11 +105,10 @@ def why_too_slow(clips: Sequence[HasFrames], *, frames: int, stride: int) -> str
 
 
 class Windows:
-    """Every window of `frames` frames at one of `strides` in the clips of `split`: where it fits,
-    and where the clip's source shows the motion in it (`window_count`).
+    """Every window of `frames` frames at one of `strides` in the clips of `split`.
 
-    Windows are numbered stride by stride, then clip by clip, then by start. Only cumulative counts
-    are kept.
+    Where it fits, and where the clip's source shows the motion in it (`window_count`). They are
+    numbered stride by stride, then clip by clip, then by start. Only cumulative counts are kept.
     """
 
     def __init__(self, store: HasSamples, *, frames: int, strides: Sequence[int], split: str):
@@ -221,11 +222,6 @@ class Plan:
         # Two epochs per stride: a batch may begin in one and end in the next. 80 MB each at 10^7
         # windows.
         self._shuffled = functools.lru_cache(maxsize=2 * len(windows.strides))(self._shuffle)
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """Steps until every window of the most frequent stride was drawn once."""
-        return max(self.windows.counts) * len(self.windows.strides) / self.global_batch
 
     def indices(self, step: int) -> list[int]:
         """Window numbers of the global batch of `step`."""

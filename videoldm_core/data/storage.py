@@ -45,10 +45,6 @@ class Storage(Protocol):
         """Sizes in bytes of all names that start with `prefix`."""
         ...
 
-    def delete(self, name: str) -> None:
-        """Removes `name`; nothing happens when there is none."""
-        ...
-
     def local_copy(self, name: str, sha256: str) -> Path:
         """A local file with the bytes of `name`, whose digest is checked if it is fetched."""
         ...
@@ -115,9 +111,6 @@ class LocalStorage:
         paths = (p for p in self.folder.rglob("*") if p.is_file() and not p.name.endswith(".part"))
         sizes = {p.relative_to(self.folder).as_posix(): p.stat().st_size for p in paths}
         return {name: sizes[name] for name in sorted(sizes) if name.startswith(prefix)}
-
-    def delete(self, name: str) -> None:
-        (self.folder / name).unlink(missing_ok=True)
 
     def local_copy(self, name: str, sha256: str) -> Path:
         return self.folder / name
@@ -188,10 +181,6 @@ class S3Storage:
                     entry["Key"][len(root) :]: entry["Size"] for entry in page.get("Contents", ())
                 }
         return sizes
-
-    def delete(self, name: str) -> None:
-        with self._explained(name):
-            self._client.delete_object(Bucket=self.bucket, Key=self._key(name))
 
     def local_copy(self, name: str, sha256: str) -> Path:
         kept = self._cache / f"{sha256}{Path(name).suffix}"

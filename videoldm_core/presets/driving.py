@@ -1,6 +1,6 @@
-"""Driving scenes of minutes at 512x1024, every model trained here (§4.1): 128x256 base frames,
-15 key frames per prediction at 1.875 per second, interpolated twice to 30.
+"""Driving scenes of minutes at 512x1024, every model trained here (§4.1).
 
+128x256 base frames, 15 key frames per prediction at 1.875 per second, interpolated twice to 30.
 The paper gives no widths, steps or rates that could be verified; where a number below is not its
 own, the comment says whose it is. Data: hundreds of thousands of 8-second drives, by day and by
 night; what is known of each (labels) lies in NAME.json beside it.

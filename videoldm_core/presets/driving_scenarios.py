@@ -1,5 +1,6 @@
-"""The driving cascade whose first frame can be arranged: an image model told where which cars are
-(§4.1, scenario simulation); the prediction model then drives on from it, differently per seed.
+"""The driving cascade whose first frame can be arranged (§4.1, scenario simulation).
+
+An image model is told where which cars are; the prediction model drives on, differently per seed.
 
 Data: as for driving, and some hundred thousand single frames with boxes (NAME.json beside a video).
 """

@@ -1,6 +1,6 @@
-"""Text to video at 1280x2048 from Stable Diffusion and its x4-upscaler (§4.2): 8 key frames become
-29, then 113 frames at 30 per second.
+"""Text to video at 1280x2048 from Stable Diffusion and its x4-upscaler (§4.2).
 
+8 key frames become 29, then 113 frames at 30 per second.
 The paper prints neither steps nor rates that could be verified; where a number below is not its
 own, the comment says whose it is. Data: millions of captioned clips (WebVid-10M in the paper).
 """

@@ -1,7 +1,7 @@
-"""The cascade at 1/8 of the paper's text-to-video size: every stage trains on two CPU cores in
-about a minute.
+"""The cascade at 1/8 of the paper's text-to-video size, for two CPU cores.
 
-40x64 base frames at 16 per second (160x256 upscaled), key frames one second apart, five per clip.
+Every stage trains in about a minute. 40x64 base frames at 16 per second (160x256 upscaled), key
+frames one second apart, five per clip.
 """
 
 from videoldm_core.cascade import Preset, Roles, Stage, VideoFormat

@@ -18,10 +18,11 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from videoldm_core.errors import UserError
-from videoldm_core.records import Record
+from videoldm_core.records import Decay, Record
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 LARGEST_BUCKET = 50_000_000  # values per collective call
@@ -30,10 +31,10 @@ LARGEST_BUCKET = 50_000_000  # values per collective call
 class OptimizerConfig(Record):
     """AdamW and what is done to its gradients."""
 
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0  # DeepSpeed would clip at 1.0 unasked: it is always told
+    lr: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    clip_norm: float = Field(default=1.0, gt=0)  # DeepSpeed would clip at 1.0 unasked
 
 
 class Engine(Protocol):

@@ -4,12 +4,10 @@ Counted as our engines hold it (engine.py): what trains is float32 in every ZeRO
 frozen float32 or, under bf16, bfloat16.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from videoldm_core.machine import Precision, ZeroStage
 from videoldm_core.training.engine import LARGEST_BUCKET
-
-Precision = Literal["fp32", "bf16"]
-ZeroStage = Literal[0, 1, 2, 3]
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes per value
 REDUCED_AT_ONCE = 500_000_000  # values that stage 0 copies to reduce them; DeepSpeed's own

@@ -10,6 +10,7 @@ from videoldm_core.cascade import Stage, VideoFormat
 from videoldm_core.errors import UserError
 from videoldm_core.files import sha256_of_folder, write_text_atomically
 from videoldm_core.metrics.worth import WorthRow
+from videoldm_core.provenance import UNKNOWN
 from videoldm_core.records import Record
 
 FILE = "stage.json"
@@ -35,6 +36,7 @@ class PublishedStage(Record):
     step: int
     worth: tuple[WorthRow, ...]
     versions: dict[str, str]  # of the packages that trained it
+    commit: str = UNKNOWN  # of the code that trained it
     started: float  # unix time
     finished: float
     process_seconds: float  # over all processes, of the attempt that finished

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import distributed, nn
 
+from videoldm_core.cascade import Stage
 from videoldm_core.errors import UserError
 from videoldm_core.job import Job
 from videoldm_core.objectives.task import Task
@@ -27,7 +28,7 @@ def start_players(
     Raises:
         UserError: the micro batch does not divide a process's share of the batch.
     """
-    split = micro_batches_per_step(job, world)
+    split = micro_batches_per_step(job.stage, world)
     if found:
         load_weights(found[0], task.players)
     for module in task.frozen:
@@ -45,13 +46,12 @@ def start_players(
         load_optimizers(found[0], task.players, found[1])
 
 
-def micro_batches_per_step(job: Job, world: int) -> int:
+def micro_batches_per_step(stage: Stage, world: int) -> int:
     """How many micro batches one process's share of a batch is.
 
     Raises:
         UserError: the share is not a whole number of micro batches.
     """
-    stage = job.stage
     share = stage.batch // world
     size = stage.micro_batch or share
     if share % size:

@@ -46,18 +46,18 @@ def job_of(program, tmp_path: Path):
 
 
 def test_a_share_is_split_into_micro_batches(job_of):
-    assert micro_batches_per_step(job_of(batch=8), 2) == 1
-    assert micro_batches_per_step(job_of(batch=8, micro_batch=1), 2) == 4
-    assert micro_batches_per_step(job_of(batch=8, micro_batch=4), 2) == 1
+    assert micro_batches_per_step(job_of(batch=8).stage, 2) == 1
+    assert micro_batches_per_step(job_of(batch=8, micro_batch=1).stage, 2) == 4
+    assert micro_batches_per_step(job_of(batch=8, micro_batch=4).stage, 2) == 1
 
 
 def test_a_micro_batch_that_does_not_divide_the_share_is_refused_with_those_that_do(job_of):
     with pytest.raises(
         UserError, match=r"micro_batch 3 does not divide the 4 clips .* choose one of 1, 2, 4\."
     ):
-        micro_batches_per_step(job_of(batch=8, micro_batch=3), 2)
+        micro_batches_per_step(job_of(batch=8, micro_batch=3).stage, 2)
     with pytest.raises(UserError, match="does not divide the 4 clips"):
-        micro_batches_per_step(job_of(batch=8, micro_batch=8), 2)
+        micro_batches_per_step(job_of(batch=8, micro_batch=8).stage, 2)
 
 
 def types_of(module: nn.Module) -> dict[str, torch.dtype]:

@@ -7,11 +7,11 @@ import av
 import numpy as np
 import pytest
 
-from preprocessing import world
-from preprocessing.world_canvas import ATMOSPHERES, Camera
-from preprocessing.world_car import LENGTH_M, PAINT
-from preprocessing.world_render import Renderer
-from preprocessing.world_scene import (
+from preprocessing.world import film
+from preprocessing.world.canvas import ATMOSPHERES, Camera
+from preprocessing.world.car import LENGTH_M, PAINT
+from preprocessing.world.render import Renderer
+from preprocessing.world.scene import (
     BACKDROPS,
     COLOURS,
     DASH_PERIOD_M,
@@ -31,7 +31,7 @@ SCENES = [compose_scene(index, seed=3) for index in range(48)]
 
 def make(folder: Path, videos: int = 1, seed: int = 5) -> dict[str, str]:
     """Makes a tiny world and returns its captions by file name."""
-    world.make_world(folder, videos=videos, seed=seed, **SIZE)
+    film.make_world(folder, videos=videos, seed=seed, **SIZE)
     with (folder / "captions.csv").open(newline="") as table:
         return {row["file"]: row["caption"] for row in csv.DictReader(table)}
 
@@ -49,22 +49,22 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Indices of the drives that were rendered, in this process."""
     indices: list[int] = []
 
-    def noted(drive: world.Drive):
+    def noted(drive: film.Drive):
         indices.append(drive.index)
         return render(drive)
 
-    render = world.render_frames
-    monkeypatch.setattr(world, "render_frames", noted)
-    monkeypatch.setattr(world.os, "cpu_count", lambda: 1)
+    render = film.render_frames
+    monkeypatch.setattr(film, "render_frames", noted)
+    monkeypatch.setattr(film, "usable_cores", lambda: 1)
     return indices
 
 
 def test_the_same_seed_gives_the_same_files_in_one_process_and_in_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(world.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(film, "usable_cores", lambda: 2)
     make(tmp_path / "two", videos=3)
-    monkeypatch.setattr(world.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(film, "usable_cores", lambda: 1)
     make(tmp_path / "one", videos=3)
     make(tmp_path / "other", videos=3, seed=6)
     assert len(contents(tmp_path / "two")) == 2 * 3 + 1
@@ -114,7 +114,7 @@ def test_captions_appear_after_every_video(tmp_path: Path, rendered: list[int], 
         path.write_bytes(content)
 
     tmp_path.joinpath("videos").mkdir()
-    monkeypatch.setattr(world, "write_bytes_atomically", full_disk)
+    monkeypatch.setattr(film, "write_bytes_atomically", full_disk)
     with pytest.raises(UserError, match=r"No space left\."):
         make(tmp_path / "videos", videos=2)
     assert [path.name[:9] for path in (tmp_path / "videos").iterdir()] == ["drive-000"]

@@ -3,11 +3,11 @@
 import numpy as np
 from PIL import Image
 
-from preprocessing.world_backdrop import paint_ground, paint_panorama
-from preprocessing.world_canvas import ATMOSPHERES, Camera, Canvas, tone_at
-from preprocessing.world_car import car_rectangle, draw_car
-from preprocessing.world_roadside import draw_roadside
-from preprocessing.world_scene import DASH_PERIOD_M, LANE_M, Scene
+from preprocessing.world.backdrop import paint_ground, paint_panorama
+from preprocessing.world.canvas import ATMOSPHERES, Camera, Canvas, tone_at
+from preprocessing.world.car import car_rectangle, draw_car
+from preprocessing.world.roadside import draw_roadside
+from preprocessing.world.scene import DASH_PERIOD_M, LANE_M, Scene
 
 SUPERSAMPLE = 2
 DASH_M, DASH_HALF_WIDTH_M, DASHES_END_M = 4.0, 0.1, 75.0

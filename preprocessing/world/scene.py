@@ -139,9 +139,8 @@ def compose_scene(index: int, *, seed: int) -> Scene:
     colour = _dealt(COLOURS, index, seed=seed + 1)
     ego_mps = chance.uniform(1.6, 4.0)
     cars = [_car(event, colour, ego_mps, chance)]
-    if (
-        event == "ahead" or chance.random() < 0.35
-    ):  # nothing else moves when a car keeps its distance
+    # Nothing else moves when a car keeps its distance.
+    if event == "ahead" or chance.random() < 0.35:
         second = chance.choice(SECOND_CARS[event])
         others = [other for other in COLOURS if other != colour]
         cars.append(_car(second, chance.choice(others), ego_mps, chance))

@@ -5,8 +5,8 @@ import random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from preprocessing.world_canvas import RGB, Atmosphere, Camera
-from preprocessing.world_scene import LANE_M, Scene
+from preprocessing.world.canvas import RGB, Atmosphere, Camera
+from preprocessing.world.scene import LANE_M, Scene
 
 GRASS = ((106, 158, 72), (128, 170, 80), (170, 168, 88))
 ASPHALT, GRAVEL, LINE = (110, 112, 120), (150, 142, 126), (240, 240, 236)

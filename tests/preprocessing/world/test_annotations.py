@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocessing import world
 from preprocessing.sources import find_sources
-from preprocessing.world_canvas import ATMOSPHERES, Canvas
-from preprocessing.world_car import _body
-from preprocessing.world_render import SUPERSAMPLE, boxes_of_cars, camera_of
-from preprocessing.world_scene import compose_scene
+from preprocessing.world import film
+from preprocessing.world.canvas import ATMOSPHERES, Canvas
+from preprocessing.world.car import _body
+from preprocessing.world.render import SUPERSAMPLE, boxes_of_cars, camera_of
+from preprocessing.world.scene import compose_scene
 from videoldm_core.annotations import Vocabulary
 from videoldm_core.cascade import preset
 
@@ -21,7 +21,7 @@ SIZE = {"height": 80, "width": 128}
 
 
 def test_the_driving_preset_reads_what_lies_beside_the_drives(tmp_path: Path):
-    world.make_world(tmp_path, videos=3, seconds=1.5, fps=4, seed=3, **SIZE)
+    film.make_world(tmp_path, videos=3, seconds=1.5, fps=4, seed=3, **SIZE)
     for index, source in enumerate(find_sources(tmp_path, WORDS)):
         scene = SCENES[index]
         times = {"by day": "day", "at night": "night", "at dusk": None}
@@ -33,13 +33,13 @@ def test_the_driving_preset_reads_what_lies_beside_the_drives(tmp_path: Path):
 
 def test_a_lost_or_spoilt_file_is_written_again_and_nothing_else(tmp_path: Path):
     options = {"videos": 2, "seconds": 1.0, "fps": 4.0, "seed": 3, **SIZE}
-    world.make_world(tmp_path, **options)
+    film.make_world(tmp_path, **options)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     times = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     lost, spoilt = sorted(tmp_path.glob("*.json"))
     lost.unlink()
     spoilt.write_text("{}")
-    world.make_world(tmp_path, **options)
+    film.make_world(tmp_path, **options)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     touched = {p.name for p in tmp_path.iterdir() if p.stat().st_mtime_ns != times[p.name]}
     assert touched == {lost.name, spoilt.name}

@@ -2,8 +2,8 @@
 
 import random
 
-from preprocessing.world_canvas import RGB, Atmosphere, Canvas, Point, Tone, tone_at
-from preprocessing.world_scene import Roadside
+from preprocessing.world.canvas import RGB, Atmosphere, Canvas, Point, Tone, tone_at
+from preprocessing.world.scene import Roadside
 
 BARK: RGB = (104, 76, 54)
 LEAVES: tuple[RGB, ...] = ((70, 132, 58), (92, 148, 56), (58, 116, 70))

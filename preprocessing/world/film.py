@@ -1,9 +1,10 @@
-"""Makes the demo's videos: short drives through a small world, as real H.264 files with captions,
-and with labels and boxes of cars for the presets that use them.
+"""Makes the demo's videos: short drives through a small world, as real H.264 files.
+
+With captions, and with labels and boxes of cars for the presets that use them.
 
 A video's name holds a digest of everything that decides its frames, so a file that is there is
 right, and an interrupted call is completed by the same call. What a drive shows is decided in
-`world_scene`, what it looks like in `world_render`.
+`scene.py`, what it looks like in `render.py`.
 """
 
 import csv
@@ -11,7 +12,6 @@ import hashlib
 import io
 import json
 import multiprocessing
-import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,9 +21,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-from preprocessing.world_render import Renderer, boxes_of_cars, camera_of
-from preprocessing.world_scene import Scene, compose_scene
+from preprocessing.world.render import Renderer, boxes_of_cars, camera_of
+from preprocessing.world.scene import Scene, compose_scene
 from videoldm_core.files import write_bytes_atomically, write_text_atomically
+from videoldm_core.machine import usable_cores
 from videoldm_core.records import Record
 
 WORLD_VERSION = 1  # raise it when a scene's frames change, so that old files are made anew
@@ -54,15 +55,12 @@ class Drive(Record):
 def make_world(  # noqa: PLR0913 (the demo's knobs, all plain numbers)
     folder: Path, *, videos: int, seconds: float, fps: float, height: int, width: int, seed: int
 ) -> None:
-    """Fills `folder` with `videos` drives, for each NAME.json with labels and boxes beside
-    NAME.mp4, and, last, captions.csv (columns file, caption).
+    """Fills `folder` with `videos` drives, with labels, boxes and captions.
+
+    Those are in NAME.json beside NAME.mp4, and, written last, captions.csv (file, caption).
 
     The same arguments give the same files. What is there already is kept, so a second call does
     nothing; drives made with other arguments are removed.
-
-    Args:
-        seconds: length of each video.
-        height: pixels, even (H.264 with halved chroma), as is `width`.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -85,12 +83,12 @@ def make_world(  # noqa: PLR0913 (the demo's knobs, all plain numbers)
         if OWN_NAME.fullmatch(path.name) and path.stem not in names:
             path.unlink()
     for drive in drives:
-        _write_if_changed((folder / drive.file_name).with_suffix(".json"), annotations(drive))
-    _write_if_changed(folder / "captions.csv", _captions_table(drives))
+        _write_changed_text((folder / drive.file_name).with_suffix(".json"), annotations(drive))
+    _write_changed_text(folder / "captions.csv", _captions_table(drives))
 
 
 def _make_missing(folder: Path, missing: list[Drive]) -> None:
-    workers = min(os.cpu_count() or 1, len(missing))
+    workers = min(usable_cores(), len(missing))
     if workers <= 1:
         for drive in missing:
             write_drive(folder, drive)
@@ -133,9 +131,7 @@ def encode_mp4(frames: Iterator[np.ndarray], *, fps: float) -> bytes:
 
 
 def annotations(drive: Drive) -> str:
-    """The drive's NAME.json (sidecars.py): true labels, and the cars of a frame in every half
-    second.
-    """
+    """The drive's NAME.json (sidecars.py): true labels, and every half second a frame's cars."""
     time = TIMES_OF_DAY.get(drive.scene.time)
     labels = {"crowdedness": "high" if len(drive.scene.cars) > 1 else "low"}
     camera = camera_of(drive.scene, height=drive.height, width=drive.width)
@@ -149,7 +145,7 @@ def annotations(drive: Drive) -> str:
     return json.dumps(said, indent=1, sort_keys=True) + "\n"
 
 
-def _write_if_changed(path: Path, text: str) -> None:
+def _write_changed_text(path: Path, text: str) -> None:
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text_atomically(path, text)
 

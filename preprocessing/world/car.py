@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from preprocessing.world_canvas import (
+from preprocessing.world.canvas import (
     RGB,
     Atmosphere,
     Camera,
@@ -13,7 +13,7 @@ from preprocessing.world_canvas import (
     Tone,
     tone_at,
 )
-from preprocessing.world_scene import Car
+from preprocessing.world.scene import Car
 
 PAINT: dict[str, RGB] = {
     "red": (214, 44, 40),
@@ -54,8 +54,9 @@ def draw_car(canvas: Canvas, car: Car, time_s: float, air: Atmosphere) -> None:
 def car_rectangle(
     camera: Camera, car: Car, time_s: float, air: Atmosphere
 ) -> tuple[float, float, float, float] | None:
-    """Left, top, right, bottom in pixels of the drawn car, without shadow and glow, as if nothing
-    stood before it; None where it is behind the camera.
+    """Left, top, right, bottom of the drawn car, px; None where it is behind the camera.
+
+    Without shadow and glow, as if nothing stood before it.
     """
     if car.at(time_s)[1] + LENGTH_M < 1.0:
         return None
@@ -104,7 +105,7 @@ def _side(
     edge = x_m + side * HALF_WIDTH_M
     roof = x_m + side * (HALF_WIDTH_M - INSET_M)
 
-    def flank(*corners: tuple[float, float], inward: float = 0.0) -> list[Point]:
+    def flank(*corners: tuple[float, float]) -> list[Point]:
         return [
             (edge + (roof - edge) * max(0.0, (y - BELT_M) / (ROOF_M - BELT_M)), y, z_m + s)
             for s, y in corners
