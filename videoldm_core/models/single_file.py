@@ -18,7 +18,7 @@ from torch import Tensor
 
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.errors import UserError
-from videoldm_core.models.weights import check_keys
+from videoldm_core.models.weights import fill
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
 BUFFERS = ("betas", "alphas_cumprod")
@@ -161,9 +161,7 @@ def _filled(kind: Any, config: dict[str, Any], tensors: dict[str, Tensor], *, wh
     """A module of this kind that holds `tensors`, in float32; never initialised at random."""
     with torch.device("meta"):
         module = kind(**config)
-    check_keys(module.state_dict(), tensors, where=where)
-    floats = {name: tensor.float() for name, tensor in tensors.items()}
-    module.load_state_dict(floats, assign=True)
+    fill(module, tensors, where=where)
     return module.eval().requires_grad_(False)
 
 

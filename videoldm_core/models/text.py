@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from videoldm_core.errors import UserError, reason_of
 from videoldm_core.files import write_bytes_atomically, write_text_atomically
-from videoldm_core.models.weights import read_checkpoint
+from videoldm_core.models.weights import check_keys, read_checkpoint
 from videoldm_core.records import Record, nearest, parse_record
 
 CLIP_VOCABULARY = 49408  # OpenCLIP's byte-pair vocabulary, with its start and end tokens
@@ -156,23 +156,9 @@ class TextTower(nn.Module):
         """Copies `weights` in, in float32.
 
         Raises:
-            UserError: names the first key that is missing, unknown or of another shape.
+            UserError: names the first key that is missing, unknown or of another shape or type.
         """
-        expected = dict(self._weights())
-        for name in sorted(expected.keys() | weights.keys()):
-            if name not in weights:
-                raise UserError(
-                    f"{where}: key {name!r} is missing; choose the weights of the configured tower."
-                )
-            if name not in expected:
-                raise UserError(
-                    f"{where}: key {name!r} is not in the configured tower; choose its own weights."
-                )
-            if weights[name].shape != expected[name].shape:
-                raise UserError(
-                    f"{where}: key {name!r} has shape {list(weights[name].shape)}, "
-                    f"expected {list(expected[name].shape)}; choose the matching model."
-                )
+        check_keys(dict(self._weights()), weights, where=where)
         self.transformer.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
 
 

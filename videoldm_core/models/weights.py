@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from videoldm_core.errors import UserError, reason_of
 
@@ -68,17 +68,46 @@ def check_keys(
     """Refuses weights that do not fit.
 
     Raises:
-        UserError: names the first missing, unknown or wrongly shaped key and what was expected.
+        UserError: names the first missing, unknown, wrongly shaped or wrongly typed key and what
+            was expected.
     """
     for key, tensor in expected.items():
         if key not in found:
             if key not in may_miss:
                 raise UserError(f"{where} lacks {key!r} (expected shape {tuple(tensor.shape)}).")
-        elif found[key].shape != tensor.shape:
+            continue
+        if found[key].shape != tensor.shape:
             raise UserError(
                 f"{where}: {key!r} has shape {tuple(found[key].shape)}, "
                 f"expected {tuple(tensor.shape)}; it belongs to another model."
             )
+        if tensor.is_floating_point():
+            check_floating(key, found[key], where=where)
     unknown = sorted(set(found) - set(expected))
     if unknown:
         raise UserError(f"{where} holds {unknown[0]!r}, which this model does not have.")
+
+
+def check_floating(key: str, tensor: Tensor, *, where: str) -> None:
+    """Refuses a weight that is no real number: quantised or boolean ones mean nothing when cast.
+
+    Raises:
+        UserError: names the key and its type.
+    """
+    if not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(
+            f"{where}: {key!r} is of type {kind}, expected floating point; give the model's own "
+            "weights, not quantised ones."
+        )
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Gives a module, built on no device, copies of `tensors` in float32.
+
+    Raises:
+        UserError: they do not fit; see `check_keys`.
+    """
+    check_keys(module.state_dict(), tensors, where=where)
+    floats = {name: t.to(torch.float32, copy=True) for name, t in tensors.items()}
+    module.load_state_dict(floats, assign=True)

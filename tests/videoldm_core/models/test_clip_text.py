@@ -166,6 +166,41 @@ def test_old_files_with_position_numbers_and_without_prefix_are_read(tmp_path):
     assert torch.equal(load_clip_text(model).encode(CAPTIONS), expected)
 
 
+def test_a_half_precision_text_encoder_is_read_where_there_is_no_other(tmp_path):
+    model = write_model(tmp_path)
+    half = {name: tensor.half() for name, tensor in clip_weights().items()}
+    (model / "text_encoder" / "model.safetensors").unlink()
+    save_file(half, model / "text_encoder" / "model.fp16.safetensors")
+    token = load_clip_text(model).transformer.get_parameter("token_embedding.weight")
+    assert token.dtype == torch.float32
+    assert torch.equal(token, half["text_model.embeddings.token_embedding.weight"].float())
+
+
+def test_a_quantised_projection_is_refused_by_its_own_key(tmp_path):
+    model, weights = write_model(tmp_path), clip_weights()
+    key = "text_model.encoder.layers.1.self_attn.k_proj.weight"
+    weights[key] = weights[key].to(torch.int8)
+    save_file(weights, model / "text_encoder" / "model.safetensors")
+    with pytest.raises(UserError, match=f"'{key}' is of type int8, expected floating point"):
+        load_clip_text(model)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("hidden_size", None, "gives None as hidden_size, expected a whole number"),
+        ("num_attention_heads", 5, "width 32 is not a multiple of heads 5"),
+    ],
+)
+def test_a_config_that_cannot_be_built_is_one_sentence(field, value, message, tmp_path):
+    model = write_model(tmp_path)
+    path = model / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(UserError, match=message) as refused:
+        load_clip_text(model)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("key", "named"),
     [

@@ -181,6 +181,15 @@ def test_a_key_that_is_missing_or_of_another_shape_is_named(write_file):
         load_image_model(path)
 
 
+def test_quantised_weights_are_refused_by_key_and_type(write_file):
+    def quantise(tensors: dict[str, Tensor]) -> None:
+        name = "model.diffusion_model.middle_block.0.in_layers.2.weight"
+        tensors[name] = tensors[name].to(torch.int8)
+
+    with pytest.raises(UserError, match=r"conv1\.weight' is of type int8, expected floating"):
+        load_image_model(write_file("sd1", change=quantise))
+
+
 def test_what_is_no_image_model_is_refused_in_a_sentence(write_file, tmp_path):
     with pytest.raises(UserError, match="Cannot read"):
         load_image_model(tmp_path / "nothing.safetensors")
