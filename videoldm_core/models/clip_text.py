@@ -7,7 +7,7 @@ is not needed to read it.
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from videoldm_core.errors import UserError
 from videoldm_core.models.folders import TRANSFORMERS, read_json, read_weights
 from videoldm_core.models.lora import add_lora
-from videoldm_core.models.text import TEXT_KEYS, TextConfig, TextTower
+from videoldm_core.models.text import TEXT_KEYS, Padding, TextConfig, TextTower
 from videoldm_core.models.weights import check_floating
 from videoldm_core.records import parse_record
 
@@ -42,7 +42,7 @@ _SHAPE = {  # our names and transformers'
 }
 _FIRST, _SECOND = "transformer.text_model.", "model."  # prefixes in single files, by version
 _HEAD_WIDTH = 64
-_PADDING: dict[str, Literal["zero", "end_of_text"]] = {
+_PADDING: dict[str, Padding] = {
     "!": "zero",  # token 0 of CLIP's vocabulary
     "<|endoftext|>": "end_of_text",
 }
@@ -181,7 +181,7 @@ def _joined(parts: Mapping[str, Tensor], key: str, where: str) -> Tensor:
     return torch.cat([parts[part] for part in "qkv"])
 
 
-def _padding(tokenizer: Path) -> Literal["zero", "end_of_text"]:
+def _padding(tokenizer: Path) -> Padding:
     path = tokenizer / "special_tokens_map.json"
     token = read_json(path, "it says what captions are padded with").get("pad_token")
     content = token.get("content") if isinstance(token, dict) else token
