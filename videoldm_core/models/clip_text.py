@@ -20,6 +20,7 @@ from videoldm_core.models.weights import check_floating
 from videoldm_core.records import parse_record
 
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
+_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
 _IN_A_LAYER = {
     "self_attn.out_proj": "attn.out_proj",
     "layer_norm1": "ln_1",
@@ -69,9 +70,7 @@ def load_clip_text(model: Path, *, loras: Sequence[Path] = ()) -> TextTower:
     config = _config(described, activation, model)
     weights, path = read_weights(folder, TRANSFORMERS)
     where = f"text encoder {str(path)!r}"
-    for lora in loras:
-        add_lora(weights, lora, part="text_encoder")
-    return _tower(open_clip_layout(weights, where=where), config, where=where)
+    return _tower(open_clip_layout(weights, where=where), config, where=where, loras=loras)
 
 
 def _config(described: Mapping[str, Any], activation: str, model: Path) -> TextConfig:
@@ -102,8 +101,6 @@ def tower_of_file(
     is_first = any(name.startswith(_FIRST) for name in weights)
     prefix = _FIRST if is_first else _SECOND
     own = {name.removeprefix(prefix): t for name, t in weights.items() if _is_state(name)}
-    for lora in loras:  # refused by name for version 2, whose file has another layout than LoRAs
-        add_lora(own, lora, part="text_encoder")
     settings: dict[str, Any] = {"output": "penultimate"}
     if is_first:
         own = open_clip_layout(own, where=where)
@@ -123,13 +120,35 @@ def tower_of_file(
         vocab_size=own["token_embedding.weight"].shape[0],
         **settings,
     )
-    return _tower(own, config, where=where)
+    return _tower(own, config, where=where, loras=loras)
 
 
-def _tower(weights: Mapping[str, Tensor], config: TextConfig, *, where: str) -> TextTower:
+def _tower(
+    weights: Mapping[str, Tensor], config: TextConfig, *, where: str, loras: Sequence[Path]
+) -> TextTower:
     tower = TextTower.build(config)
     tower.take(weights, where=where)
+    layers = _transformers_views(tower.transformer.state_dict())
+    for lora in loras:
+        add_lora(layers, lora, part="text_encoder")
     return tower
+
+
+def _transformers_views(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The matrices of an OpenCLIP tower under transformers' names, as views of the same memory."""
+    theirs = {ours: name for name, ours in _IN_A_LAYER.items()}
+    views: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        match = _BLOCK.fullmatch(name)
+        if match is None:
+            continue
+        layer = f"encoder.layers.{match[1]}"
+        if match[2] == "attn.in_proj_weight":
+            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
+                views[f"{layer}.self_attn.{part}_proj.weight"] = rows
+        elif match[2].removesuffix(".weight") in theirs:
+            views[f"{layer}.{theirs[match[2].removesuffix('.weight')]}.weight"] = tensor
+    return views
 
 
 def _is_state(name: str) -> bool:

@@ -1,6 +1,5 @@
 """Reading weights from files that may be hostile, truncated or of another model."""
 
-import pickle
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from videoldm_core.errors import UserError, reason_of
+from videoldm_core.models.pickles import load_pickled, unreadable
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -43,19 +43,42 @@ def read_checkpoint(
     Raises:
         UserError: the file is missing, not whole, or holds anything else.
     """
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, wanted)
+    content = load_pickled(path)
+    if isinstance(content, dict):
+        content = content.get("state_dict", content)
+    if not isinstance(content, dict):
+        raise unreadable(path, f"it holds a {type(content).__name__} in place of named tensors")
+    return {
+        name: tensor
+        for name, tensor in content.items()
+        if isinstance(name, str) and isinstance(tensor, Tensor) and wanted(name)
+    }
+
+
+def _read_safetensors(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118 (not a dict)
-                return {name: file.get_tensor(name) for name in names}
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"Cannot read {str(path)!r} ({reason_of(error)}): expected a .safetensors file or a "
-            "plain state dict; check the path or get the file again."
-        ) from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    return {k: v for k, v in content.items() if isinstance(v, Tensor) and wanted(k)}
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118 (not a dict)
+            return {name: file.get_tensor(name) for name in names}
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise unreadable(path, reason_of(error)) from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says beside its tensors; nothing for files of other kinds.
+
+    Raises:
+        UserError: the file is missing or not whole.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise unreadable(path, reason_of(error)) from error
 
 
 def check_keys(

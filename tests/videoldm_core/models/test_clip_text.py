@@ -156,6 +156,22 @@ def test_a_lora_changes_the_layers_it_names(tmp_path):
     assert not difference[WIDTH:].any(), "key and value stay"
 
 
+def test_a_lora_is_added_in_single_precision_to_a_half_precision_encoder(tmp_path):
+    model = write_model(tmp_path / "model")
+    half = {name: tensor.half() for name, tensor in clip_weights().items()}
+    save_file(half, model / "text_encoder" / "model.safetensors")
+    name = "text_encoder.text_model.encoder.layers.1.self_attn.q_proj"
+    generator = torch.Generator().manual_seed(3)
+    down = torch.randn(2, WIDTH, generator=generator) * 1e-4
+    up = torch.randn(WIDTH, 2, generator=generator)
+    lora = tmp_path / "lora.safetensors"
+    save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, lora)
+    changed, plain = (load_clip_text(model, loras=loras).transformer for loras in ([lora], []))
+    name = "transformer.resblocks.1.attn.in_proj_weight"
+    difference = changed.get_parameter(name) - plain.get_parameter(name)
+    torch.testing.assert_close(difference[:WIDTH], up @ down, rtol=1e-3, atol=1e-7)
+
+
 def test_old_files_with_position_numbers_and_without_prefix_are_read(tmp_path):
     model = write_model(tmp_path)
     expected = load_clip_text(model).encode(CAPTIONS)
