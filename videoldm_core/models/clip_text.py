@@ -41,7 +41,7 @@ _SHAPE = {  # our names and transformers'
     "layers": "num_hidden_layers",
     "vocab_size": "vocab_size",
 }
-_FIRST, _SECOND = "transformer.text_model.", "model."  # prefixes in single files, by version
+_FIRST, _SECOND = "transformer.", "model."  # prefixes in single files, by version
 _HEAD_WIDTH = 64
 _PADDING: dict[str, Padding] = {
     "!": "zero",  # token 0 of CLIP's vocabulary
@@ -152,8 +152,10 @@ def _transformers_views(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_state(name: str) -> bool:
-    """Whether a tensor decides hidden states; OpenCLIP's projection behind them does not."""
-    return name.startswith(_FIRST) or name.removeprefix(_SECOND).startswith(TEXT_KEYS)
+    """Whether a tensor decides hidden states; CLIP's projection behind them does not."""
+    if name.startswith(_FIRST):
+        return not name.endswith(("text_projection.weight", "logit_scale"))
+    return name.removeprefix(_SECOND).startswith(TEXT_KEYS)
 
 
 def open_clip_layout(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:
@@ -202,6 +204,8 @@ def _joined(parts: Mapping[str, Tensor], key: str, where: str) -> Tensor:
 
 def _padding(tokenizer: Path) -> Padding:
     path = tokenizer / "special_tokens_map.json"
+    if not path.is_file():  # transformers 5 and later write one file
+        path = tokenizer / "tokenizer_config.json"
     token = read_json(path, "it says what captions are padded with").get("pad_token")
     content = token.get("content") if isinstance(token, dict) else token
     if content not in _PADDING:

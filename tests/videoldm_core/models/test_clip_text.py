@@ -115,6 +115,16 @@ def test_captions_are_padded_as_the_models_own_tokenizer_does(pad, token, tmp_pa
     assert tokens[0, :4].tolist().count(CLIP_VOCABULARY - 1) == 1, "one end token follows the words"
 
 
+@pytest.mark.parametrize("token", ["!", {"content": "!", "lstrip": False}])
+def test_padding_is_found_where_newer_libraries_write_it(token, tmp_path):
+    model = write_model(tmp_path)
+    (model / "tokenizer" / "special_tokens_map.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer_config\.json.*what captions are padded with"):
+        load_clip_text(model)
+    (model / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"pad_token": token}))
+    assert load_clip_text(model).config.padding == "zero"
+
+
 def test_a_saved_tower_gives_the_same_states_as_the_folder_it_came_from(tmp_path):
     tower = load_clip_text(write_model(tmp_path / "model"))
     tower.save(tmp_path / "tower")
@@ -122,10 +132,13 @@ def test_a_saved_tower_gives_the_same_states_as_the_folder_it_came_from(tmp_path
     assert torch.equal(tower.encode(CAPTIONS), again.encode(CAPTIONS))
 
 
-def test_a_single_file_holds_the_same_tower_as_the_folder(tmp_path):
-    prefix = "cond_stage_model.transformer."
-    named = {f"{prefix}{name}": tensor for name, tensor in clip_weights().items()}
-    named[f"{prefix}text_model.embeddings.position_ids"] = torch.arange(LENGTH)[None]
+@pytest.mark.parametrize("prefix", ["text_model.", ""])  # "": as some merges name it
+def test_a_single_file_holds_the_same_tower_as_the_folder(prefix, tmp_path):
+    start = f"cond_stage_model.transformer.{prefix}"
+    plain = {name.removeprefix("text_model."): t for name, t in clip_weights().items()}
+    named = {f"{start}{name}": tensor for name, tensor in plain.items()}
+    named[f"{start}embeddings.position_ids"] = torch.arange(LENGTH)[None]
+    named["cond_stage_model.transformer.text_projection.weight"] = torch.zeros(3, WIDTH)
     save_file(named, tmp_path / "model.safetensors")
     # a file does not say how many heads there are: CLIP's are 64 wide
     expected = load_clip_text(write_model(tmp_path / "folder", heads=1))

@@ -1,4 +1,4 @@
-"""The text tower: the same bits from a seed, from its folder and from OpenCLIP's own files."""
+"""The text tower: the same bits from a seed and from its folder, whatever surrounds it."""
 
 from pathlib import Path
 
