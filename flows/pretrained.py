@@ -58,12 +58,12 @@ def run_with_text(run: "RunConfig", table: "Preset") -> "RunConfig":
     """The run with the source of its text tower on this machine, for a process without network.
 
     Raises:
-        UserError: it cannot be fetched, or was not asked for.
+        UserError: it cannot be fetched.
     """
     from videoldm_core.models.text_source import ModelText, OpenClipText
 
     text = table.text
-    if isinstance(text, OpenClipText):
+    if isinstance(text, OpenClipText) and text.download:
         return run.model_copy(update={"text": text.located().model_dump(mode="json")})
     if not isinstance(text, ModelText):
         return run
@@ -156,7 +156,9 @@ def content_of(objective: "Brought") -> dict[str, Any]:
     settings = objective.model_dump(mode="json")
     if source and not source.startswith(HUB):
         settings["source"] = _files(Path(source))
-    settings["loras"] = [_files(path) for path in objective.loras]
+    settings["loras"] = [
+        _files(path) + _files(path.with_name("adapter_config.json")) for path in objective.loras
+    ]
     settings["encoder"] = _files(objective.encoder) if objective.encoder else None
     return settings
 

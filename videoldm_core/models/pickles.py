@@ -9,18 +9,36 @@ import torch
 
 from videoldm_core.errors import UserError, reason_of
 
-# Classes of pytorch_lightning that training left in checkpoints, sd-v1-4.ckpt among them. Nothing
-# of theirs is read, so stand-ins without any behaviour take their places.
-_CALLBACKS = (
-    "model_checkpoint.ModelCheckpoint",
-    "early_stopping.EarlyStopping",
-    "lr_monitor.LearningRateMonitor",
-    "timer.Timer",
+
+class _Inert:
+    """In the place of something that is not read: takes whatever it is given and does nothing."""
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# What training leaves beside the weights, in sd-v1-4.ckpt among others: callbacks of
+# pytorch_lightning, and numbers of numpy (scores, learning rates).
+_LEFT = (
+    *(
+        f"{package}.callbacks.{name}"
+        for package in ("pytorch_lightning", "lightning.pytorch")
+        for name in (
+            "model_checkpoint.ModelCheckpoint",
+            "early_stopping.EarlyStopping",
+            "lr_monitor.LearningRateMonitor",
+            "timer.Timer",
+        )
+    ),
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
 )
 _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    (type(name.rpartition(".")[2], (), {}), f"{package}.callbacks.{name}")
-    for package in ("pytorch_lightning", "lightning.pytorch")
-    for name in _CALLBACKS
+    (type(name.rpartition(".")[2], (_Inert,), {}), name) for name in _LEFT
 ]
 _REFUSED = re.compile(r"GLOBAL ([\w.]+) was not an allowed global")
 

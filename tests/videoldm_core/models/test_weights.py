@@ -7,6 +7,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -52,6 +53,7 @@ def test_what_training_left_in_a_checkpoint_is_read_over_and_not_run(
     content = {
         "state_dict": {"weight": torch.ones(3)},
         "callbacks": {callback: {"best_model_path": "x"}, "held": held},
+        "lr_schedulers": [{"last_lr": np.float64(0.1), "best": np.int64(3)}],
         "epoch": 3,
     }
     path = tmp_path / "sd-v1-4.ckpt"
@@ -66,6 +68,7 @@ def test_any_other_class_is_named_with_what_to_do(lightning, tmp_path):
     RAN.clear()
     for thing, name in (
         (Hostile(), "getattr"),
+        (np.zeros(3), r"numpy\._?core\.multiarray\._reconstruct"),
         (Path("x"), r"pathlib\.PosixPath"),
         (lightning("other.Other"), r"pytorch_lightning\.callbacks\.other\.Other"),
     ):
