@@ -132,5 +132,6 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> Non
         UserError: they do not fit; see `check_keys`.
     """
     check_keys(module.state_dict(), tensors, where=where)
+    # The tensors of a safetensors file are pages of it, which may be overwritten.
     floats = {name: t.to(torch.float32, copy=True) for name, t in tensors.items()}
     module.load_state_dict(floats, assign=True)
