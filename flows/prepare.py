@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from flows.config import RunConfig
 from flows.dag import Attempt, Made
 from flows.launch import Command, Launcher
-from flows.pretrained import local_stage
+from flows.pretrained import brought_model, run_with_text
 from flows.table import table_of
 from videoldm_core.errors import UserError
 from videoldm_core.files import write_text_atomically
@@ -56,6 +56,11 @@ def launch_step(step: str, attempt: Attempt, *, run: RunConfig, launcher: Launch
     return Made.model_validate_json(request.answer.read_text())
 
 
+def launch_text(attempt: Attempt, *, run: RunConfig, launcher: Launcher) -> Made:
+    """Makes the text tower; what it is made from is fetched here, as launched processes may not."""
+    return launch_step("text", attempt, run=run_with_text(run, table_of(run)), launcher=launcher)
+
+
 class Preparation:
     """The steps before anything is trained on, each a method of its name."""
 
@@ -91,13 +96,11 @@ class Preparation:
 
     def _text_tower(self) -> "TextTower":
         from videoldm_core.models.text_source import ModelText
-        from videoldm_core.objectives.brought import Brought
 
         text = self.table.text
         if not isinstance(text, ModelText):
             return text.build()
-        brought = local_stage(self.table.stage(text.stage)).objective
-        assert isinstance(brought, Brought), f"{text.stage} brings a model with its text"
+        brought = brought_model(self.table.stage(text.stage))
         return text.build(Path(brought.source or ""), brought.loras)
 
     def admission(self) -> Made:

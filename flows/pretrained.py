@@ -1,5 +1,7 @@
 """Models that the user brings: where they are on this machine, and when they have changed."""
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,12 +9,16 @@ from flows.table import HUB
 from videoldm_core.errors import UserError, reason_of
 
 if TYPE_CHECKING:
+    from flows.config import RunConfig
     from videoldm_core.cascade import Preset, Stage
     from videoldm_core.objectives.brought import Brought
 
-# A diffusers folder without the copies in other formats and precisions that hubs keep beside it.
-WANTED = ("*/config.json", "*/*_config.json", "tokenizer/*", "*/*model.safetensors")
-UNWANTED = ("safety_checker/*", "*.fp16.*")
+# What is read of a diffusers folder beside weights; other files of it stay on the hub.
+SETTINGS = (
+    *(f"{part}/config.json" for part in ("unet", "vae", "text_encoder")),
+    *(f"{part}/scheduler_config.json" for part in ("scheduler", "low_res_scheduler")),
+    *(f"tokenizer/{name}.json" for name in ("special_tokens_map", "tokenizer_config")),
+)
 
 
 def check_brought(table: "Preset") -> None:
@@ -48,24 +54,100 @@ def local_stage(stage: "Stage") -> "Stage":
     return stage.model_copy(update={"objective": local})
 
 
+def run_with_text(run: "RunConfig", table: "Preset") -> "RunConfig":
+    """The run with the source of its text tower on this machine, for a process without network.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    from videoldm_core.models.text_source import ModelText, OpenClipText
+
+    text = table.text
+    if isinstance(text, OpenClipText) and text.download:
+        return run.model_copy(update={"text": text.located().model_dump(mode="json")})
+    if not isinstance(text, ModelText):
+        return run
+    source = brought_model(local_stage(table.stage(text.stage))).source or ""
+    return run.model_copy(update={"pretrained": {**run.pretrained, text.stage: source}})
+
+
+def brought_model(stage: "Stage") -> "Brought":
+    """The model that a row brings."""
+    from videoldm_core.objectives.brought import Brought
+
+    assert isinstance(stage.objective, Brought), f"{stage.name} brings no model"
+    return stage.objective
+
+
 def fetch(name: str) -> Path:
     """The folder of a model of the Hugging Face hub, fetched once and kept in the hub's own cache.
 
     Raises:
-        UserError: the hub does not answer, or has no such model.
+        UserError: the hub does not answer, has no such model, or none that can be read.
     """
-    from huggingface_hub import snapshot_download
+    import huggingface_hub as hub
+
+    # The client raises its transport's own errors too, which change with its version.
+    try:
+        files = {file.rfilename for file in hub.model_info(name).siblings or ()}
+    except Exception as error:
+        return _kept(name, error)
+    wanted = wanted_files(files, name)
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:
+        raise _unfetched(name, error) from None
+
+
+def wanted_files(files: Collection[str], name: str) -> list[str]:
+    """What of a repository's files is read: of weights the best copy, exact and unpickled first.
+
+    Raises:
+        UserError: there is no diffusers folder, or one without weights that can be read.
+    """
+    from videoldm_core.models.folders import DIFFUSERS, TRANSFORMERS, weight_file
+
+    wanted = [file for file in SETTINGS if file in files]
+    for part, stems in (("unet", DIFFUSERS), ("vae", DIFFUSERS), ("text_encoder", TRANSFORMERS)):
+        own = {f.removeprefix(f"{part}/") for f in files if f.startswith(f"{part}/")}
+        chosen = weight_file(own, stems)
+        if chosen is not None:
+            wanted += [f"{part}/{file}" for file in _with_pieces(chosen, own)]
+        elif part != "text_encoder":  # an image model alone can be read too
+            raise UserError(
+                f"{name!r} of the hub has no weights of the {part} that can be read (it has "
+                f"{', '.join(sorted(own)) or f'no {part}/'}); expected {part}/{stems[0]}"
+                ".safetensors or .bin: name a diffusers folder, or give the path of a single file."
+            )
+    return wanted
+
+
+def _with_pieces(chosen: str, files: Collection[str]) -> list[str]:
+    """A file of weights, or an index with the files that it lists."""
+    if not chosen.endswith(".json"):
+        return [chosen]
+    stem, _, rest = chosen.partition(".")
+    suffix = ".bin" if rest.startswith("bin") else ".safetensors"
+    half = r"\.fp16" if ".fp16" in chosen else ""
+    piece = re.compile(rf"{stem}({half}-\d+-of-\d+|-\d+-of-\d+{half}){re.escape(suffix)}")
+    return [chosen, *sorted(file for file in files if piece.fullmatch(file))]
+
+
+def _kept(name: str, error: Exception) -> Path:
+    """The folder as it was fetched before, where the hub does not answer now."""
+    import huggingface_hub as hub
 
     try:
-        folder = snapshot_download(
-            name, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Cannot fetch {name!r} from the hub ({reason_of(error)}); check the name, or give the "
-            "path of a folder or file."
-        ) from error
-    return Path(folder)
+        return Path(hub.snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError):
+        raise _unfetched(name, error) from None
+
+
+def _unfetched(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"Cannot fetch {name!r} from the hub ({reason_of(error)}); check the name, or give the "
+        "path of a folder or file."
+    )
 
 
 def content_of(objective: "Brought") -> dict[str, Any]:
@@ -74,7 +156,9 @@ def content_of(objective: "Brought") -> dict[str, Any]:
     settings = objective.model_dump(mode="json")
     if source and not source.startswith(HUB):
         settings["source"] = _files(Path(source))
-    settings["loras"] = [_files(path) for path in objective.loras]
+    settings["loras"] = [
+        _files(path) + _files(path.with_name("adapter_config.json")) for path in objective.loras
+    ]
     settings["encoder"] = _files(objective.encoder) if objective.encoder else None
     return settings
 

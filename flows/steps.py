@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from flows import results
 from flows.config import RunConfig, tracking_uri
 from flows.dag import Step
-from flows.prepare import launch_step
-from flows.pretrained import content_of
+from flows.prepare import launch_step, launch_text
+from flows.pretrained import brought_model, content_of
 from flows.stages import Foreman
 from videoldm_core.files import files_below
 
@@ -108,14 +108,16 @@ def data_steps(foreman: Foreman) -> list[Step]:
             {"video": video},
         ),
     ]
-    prepare = partial(launch_step, run=run, launcher=foreman.launcher)
+    where = {"run": run, "launcher": foreman.launcher}
+    makes = {name: partial(launch_step, name, **where) for name, *_ in rows}
+    makes["text"] = partial(launch_text, **where)
     return [
         Step(
             name=name,
             title=title,
             needs=needs,
             settings=settings,
-            make=partial(prepare, name),
+            make=makes[name],
             uses_accelerator=name == "latents",  # the others compute on the CPU
         )
         for name, title, needs, settings in rows
@@ -147,13 +149,10 @@ def _makes_autoencoder(row: "Stage") -> bool:
 def text_settings(table: "Preset") -> dict[str, Any]:
     """What decides the text tower: its configuration, or the files of the model that has it."""
     from videoldm_core.models.text_source import ModelText
-    from videoldm_core.objectives.brought import Brought
 
     settings = table.text.model_dump(mode="json")
     if isinstance(table.text, ModelText):
-        objective = table.stage(table.text.stage).objective
-        assert isinstance(objective, Brought), f"{table.text.stage} brings a model with its text"
-        settings["model"] = content_of(objective)
+        settings["model"] = content_of(brought_model(table.stage(table.text.stage)))
     return settings
 
 

@@ -86,8 +86,8 @@ class StageRun:
         """Goes from the last checkpoint to stage.json; what has no players is only published."""
         if self.task.players:
             self._train()
-        elif self.journal:
-            self.journal.write(total_steps=0, start=0)
+        else:
+            self._tell_start(0)
         self._publish()
 
     def _train(self) -> None:

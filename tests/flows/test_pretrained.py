@@ -2,15 +2,27 @@
 
 import os
 import shutil
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flows.config import load_run
-from flows.pretrained import check_brought, content_of, fetch, local_stage
-from flows.steps import text_settings
+from flows.dag import Attempt, Made
+from flows.launch import Command
+from flows.launch.local import environment
+from flows.prepare import Request, launch_text
+from flows.prepare import main as prepare_main
+from flows.pretrained import check_brought, content_of, fetch, local_stage, wanted_files
+from flows.stages import Foreman
+from flows.steps import data_steps, text_settings
 from flows.table import table_of
+from flows.tracking import Tracker
 from videoldm_core.errors import UserError
+from videoldm_core.models.stable_diffusion import load_text_tower
+from videoldm_core.models.text import TextTower
+from videoldm_core.models.text_source import OpenClipText
 from videoldm_core.objectives.brought import Brought
 
 
@@ -74,32 +86,185 @@ def test_the_text_tower_is_due_when_the_model_it_is_part_of_changes(stable_diffu
     assert text_settings(table_of(run)) != before
 
 
-def test_a_model_of_the_hub_is_fetched_only_when_the_run_says_hub(monkeypatch, tmp_path: Path):
-    asked = []
+class FakeHub:
+    """The hub's client with one repository, whose snapshot is a folder of this machine."""
 
-    def download(name: str, **options: object) -> str:
-        asked.append((name, options))
-        return str(tmp_path)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, files: list[str]) -> None:
+        self.folder, self.files = folder, files
+        self.asked: list[tuple[str, dict]] = []
+        monkeypatch.setattr("huggingface_hub.model_info", self.info)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", self.download)
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    def info(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in self.files])
+
+    def download(self, name: str, **options: object) -> str:
+        self.asked.append((name, options))
+        return str(self.folder)
+
+
+def files_below(folder: Path) -> list[str]:
+    return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+
+
+def test_a_model_of_the_hub_is_fetched_only_when_the_run_says_hub(
+    monkeypatch, stable_diffusion: Path
+):
+    hub = FakeHub(monkeypatch, stable_diffusion, files_below(stable_diffusion))
     run = load_run("text_to_video", ["pretrained.image_model=hub:owner/name"])
     stage = table_of(run).stage("image_model")
-    assert not asked
+    assert not hub.asked
     objective = local_stage(stage).objective
     assert isinstance(objective, Brought)
-    assert objective.source == str(tmp_path)
-    ((name, options),) = asked
+    assert objective.source == str(stable_diffusion)
+    ((name, options),) = hub.asked
     assert name == "owner/name"
-    assert all("bin" not in str(pattern) for pattern in options["allow_patterns"])
+    assert sorted(options["allow_patterns"]) == sorted(hub.files)  # type: ignore[call-overload]
 
 
-def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch):
-    def download(name: str, **options: object) -> str:
-        raise OSError("no route to host\nmore")
+class Offline:
+    """A launcher whose processes reach no hub, as those of every launcher; it stays in this one."""
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
+
+    def launch(self, command: Command, **how: object) -> None:
+        def refuse(name: str, **options: object) -> None:
+            raise ConnectionError("HF_HUB_OFFLINE")
+
+        assert environment(command.processes)["HF_HUB_OFFLINE"] == "1"
+        with self.monkeypatch.context() as patch:
+            patch.setattr("huggingface_hub.model_info", refuse)
+            patch.setattr("huggingface_hub.snapshot_download", refuse)
+            patch.setattr("sys.argv", [command.module, str(command.argument)])
+            assert prepare_main() == 0
+
+
+def test_the_text_step_fetches_before_it_launches_a_process_without_network(
+    monkeypatch, stable_diffusion: Path, tmp_path
+):
+    hub = FakeHub(monkeypatch, stable_diffusion, files_below(stable_diffusion))
+    out, source = f"out={tmp_path / 'run'}", "pretrained.image_model=hub:owner/name"
+    run = load_run("text_to_video", [out, source])
+    attempt = Attempt(goes_on=False, on_line=lambda line: None, cancelled=threading.Event())
+    launch_text(attempt, run=run, launcher=Offline(monkeypatch))
+    assert [name for name, _ in hub.asked] == ["owner/name"]
+    tower = TextTower.load(tmp_path / "run" / "text_tower")
+    assert tower.digest() == load_text_tower(stable_diffusion).digest()
+
+
+class Recording:
+    """A launcher that keeps the request, and answers as if it had been worked on."""
+
+    request: Request
+
+    def launch(self, command: Command, **how: object) -> None:
+        self.request = Request.model_validate_json(command.argument.read_text())
+        made = Made(output=self.request.run.out / "made")
+        self.request.answer.write_text(made.model_dump_json())
+
+
+def test_an_open_clip_tag_is_downloaded_before_the_launch_too(monkeypatch, tmp_path):
+    weights = tmp_path / "weights.pt"
+    monkeypatch.setattr("open_clip.download_pretrained", lambda config: str(weights))
+    text = ["text.kind=open_clip", "text.model=ViT-L-14", "text.pretrained=openai"]
+    run = load_run("text_to_video", [*text, "text.download=true", f"out={tmp_path / 'run'}"])
+    attempt = Attempt(goes_on=False, on_line=lambda line: None, cancelled=threading.Event())
+    launcher = Recording()
+    launch_text(attempt, run=run, launcher=launcher)
+    source = table_of(launcher.request.run).text
+    assert source == OpenClipText(
+        model="ViT-L-14", pretrained=str(weights), activation="quick_gelu"
+    )
+
+
+def test_the_graph_makes_text_through_the_step_that_fetches(tmp_path):
+    run = load_run("tiny", [f"out={tmp_path}"])
+    tracker = Tracker(uri="sqlite://", experiment="x", out=tmp_path)
+    foreman = Foreman(run=run, table=table_of(run), launcher=Recording(), tracker=tracker)
+    makes = {step.name: step.make for step in data_steps(foreman)}
+    assert makes["text"].func is launch_text  # type: ignore[attr-defined]
+
+
+BEST = ["unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        (BEST, BEST),
+        (
+            [*BEST, "unet/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.onnx"],
+            BEST,
+        ),
+        (
+            [
+                "unet/diffusion_pytorch_model.bin",
+                "unet/diffusion_pytorch_model.fp16.safetensors",
+                "vae/diffusion_pytorch_model.bin",
+                "text_encoder/pytorch_model.bin",
+                "safety_checker/pytorch_model.bin",
+            ],
+            [
+                "unet/diffusion_pytorch_model.fp16.safetensors",
+                "vae/diffusion_pytorch_model.bin",
+                "text_encoder/pytorch_model.bin",
+            ],
+        ),
+        (
+            [
+                "unet/diffusion_pytorch_model.safetensors.index.json",
+                "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+                "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+                "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+                "unet/diffusion_pytorch_model.non_ema-00001-of-00002.safetensors",
+                "unet/diffusion_pytorch_model-00001-of-00002.bin",
+                BEST[1],
+            ],
+            [
+                "unet/diffusion_pytorch_model.safetensors.index.json",
+                "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+                "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+                BEST[1],
+            ],
+        ),
+    ],
+)
+def test_of_a_repository_the_best_weights_are_fetched_and_no_others(files, wanted):
+    settings = ["unet/config.json", "tokenizer/tokenizer_config.json"]
+    others = ["README.md", "v1-5-pruned.ckpt", "tokenizer/vocab.json", "model_index.json"]
+    found = wanted_files([*files, *settings, *others], "owner/name")
+    assert found == [*settings, *wanted]
+
+
+@pytest.mark.parametrize("files", [["sd.safetensors"], ["unet/weights.onnx", "unet/config.json"]])
+def test_a_repository_without_readable_weights_is_one_sentence(files, monkeypatch, tmp_path):
+    hub = FakeHub(monkeypatch, tmp_path, files)
+    with pytest.raises(UserError, match="'owner/name' of the hub has no weights of the unet that"):
+        fetch("owner/name")
+    assert not hub.asked
+
+
+def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch, tmp_path):
+    hub = FakeHub(monkeypatch, tmp_path, BEST)
+
+    class TransportError(Exception):
+        pass
+
+    def fail(name: str, **options: object) -> None:
+        if options.get("local_files_only"):
+            raise FileNotFoundError("not in the cache")
+        raise TransportError("no route to host\nmore")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(UserError, match=r"Cannot fetch 'owner/name' .*\(no route to host\)"):
         fetch("owner/name")
+    monkeypatch.setattr("huggingface_hub.model_info", fail)
+    with pytest.raises(UserError, match=r"Cannot fetch 'owner/name' .*\(no route to host\)"):
+        fetch("owner/name")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.download)
+    assert fetch("owner/name") == tmp_path, "what was fetched before is used without the hub"
+    assert hub.asked == [("owner/name", {"local_files_only": True})]
 
 
 def test_another_kind_of_text_replaces_the_presets(stable_diffusion):

@@ -131,7 +131,7 @@ class Brought:
 
     players: list[Player] = []
     frozen: list[torch.nn.Module] = []
-    remark = ""
+    remark = "averages are there too"
 
     def __init__(self, unet: Path) -> None:
         self.unet = unet
@@ -162,6 +162,7 @@ def test_a_stage_without_players_is_judged_and_published_and_trains_nothing(
     assert len(published.worth) > 0
     lines = journal(job)
     assert (lines[0]["total_steps"], lines[0]["start"]) == (0, 0)
+    assert lines[0]["remark"] == "averages are there too"
     assert not [line for line in lines if "metrics" in line]
     assert not (job.out / "checkpoints").exists()
 
@@ -218,7 +219,7 @@ def test_a_job_that_is_not_there_is_one_sentence_and_exit_code_2(tmp_path: Path)
         (lambda job: job | {"sed": 1}, "unknown key 'sed'; did you mean 'seed'?"),
         (lambda job: job | {"latents": None}, "reads latents, but the job names no latents store"),
         (lambda job: job | {"latents": job["latents"] + "x"}, "storex"),
-        (lambda job: job | {"parts": job["parts"] | {"unet": "nowhere"}}, "from 'nowhere'"),
+        (lambda job: job | {"parts": job["parts"] | {"unet": "nowhere"}}, "'nowhere/config.json'"),
         (lambda job: job | {"text_tower": "nowhere"}, "nowhere"),
         (lambda job: job | {"stage": job["stage"] | {"frames": 6}}, "no clip of 11 frames"),
     ],

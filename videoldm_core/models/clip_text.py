@@ -4,21 +4,23 @@ Stable Diffusion folders hold it in `text_encoder/` in the layout of the transfo
 is not needed to read it.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from videoldm_core.errors import UserError
+from videoldm_core.models.folders import TRANSFORMERS, read_json, read_weights
 from videoldm_core.models.lora import add_lora
-from videoldm_core.models.text import TEXT_KEYS, TextConfig, TextTower
-from videoldm_core.models.weights import read_checkpoint
+from videoldm_core.models.text import TEXT_KEYS, Padding, TextConfig, TextTower
+from videoldm_core.models.weights import check_floating
+from videoldm_core.records import parse_record
 
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
+_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
 _IN_A_LAYER = {
     "self_attn.out_proj": "attn.out_proj",
     "layer_norm1": "ln_1",
@@ -32,9 +34,16 @@ _OUTSIDE = {
     "final_layer_norm.weight": "ln_final.weight",
     "final_layer_norm.bias": "ln_final.bias",
 }
-_FIRST, _SECOND = "transformer.text_model.", "model."  # prefixes in single files, by version
+_SHAPE = {  # our names and transformers'
+    "context_length": "max_position_embeddings",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "layers": "num_hidden_layers",
+    "vocab_size": "vocab_size",
+}
+_FIRST, _SECOND = "transformer.", "model."  # prefixes in single files, by version
 _HEAD_WIDTH = 64
-_PADDING: dict[str, Literal["zero", "end_of_text"]] = {
+_PADDING: dict[str, Padding] = {
     "!": "zero",  # token 0 of CLIP's vocabulary
     "<|endoftext|>": "end_of_text",
 }
@@ -51,35 +60,30 @@ def load_clip_text(model: Path, *, loras: Sequence[Path] = ()) -> TextTower:
         UserError: a file is missing, damaged or describes another kind of text encoder.
     """
     folder = model / "text_encoder"
-    described = _read_json(folder / "config.json", "a Stable Diffusion folder describes it there")
+    described = read_json(folder / "config.json", "a Stable Diffusion folder describes it there")
     activation = described.get("hidden_act")
     if activation not in ("gelu", "quick_gelu"):
         raise UserError(
             f"The text encoder in {str(folder)!r} has hidden_act {activation!r}; expected 'gelu' "
             "or 'quick_gelu', as in Stable Diffusion 1.x and 2.x."
         )
-    try:
-        config = TextConfig(
-            context_length=described["max_position_embeddings"],
-            width=described["hidden_size"],
-            heads=described["num_attention_heads"],
-            layers=described["num_hidden_layers"],
-            vocab_size=described["vocab_size"],
-            activation=activation,
-            padding=_padding(model / "tokenizer"),
-        )
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"{str(folder / 'config.json')!r} does not describe a CLIP text encoder ({error}); "
-            "give the folder of a Stable Diffusion model."
-        ) from error
-    path, older = folder / "model.safetensors", folder / "pytorch_model.bin"
-    if older.is_file() and not path.is_file():
-        path = older
-    weights, where = read_checkpoint(path), f"text encoder {str(path)!r}"
-    for lora in loras:
-        add_lora(weights, lora, part="text_encoder")
-    return _tower(open_clip_layout(weights, where=where), config, where=where)
+    config = _config(described, activation, model)
+    weights, path = read_weights(folder, TRANSFORMERS)
+    where = f"text encoder {str(path)!r}"
+    return _tower(open_clip_layout(weights, where=where), config, where=where, loras=loras)
+
+
+def _config(described: Mapping[str, Any], activation: str, model: Path) -> TextConfig:
+    where = str(model / "text_encoder" / "config.json")
+    for theirs in _SHAPE.values():
+        if not isinstance(described.get(theirs), int):
+            raise UserError(
+                f"{where!r} gives {described.get(theirs)!r} as {theirs}, expected a whole number; "
+                "give the folder of a Stable Diffusion model."
+            )
+    values = {ours: described[theirs] for ours, theirs in _SHAPE.items()}
+    values |= {"activation": activation, "padding": _padding(model / "tokenizer")}
+    return parse_record(TextConfig, values, where=f"the text encoder that {where!r} describes")
 
 
 def tower_of_file(
@@ -97,8 +101,6 @@ def tower_of_file(
     is_first = any(name.startswith(_FIRST) for name in weights)
     prefix = _FIRST if is_first else _SECOND
     own = {name.removeprefix(prefix): t for name, t in weights.items() if _is_state(name)}
-    for lora in loras:  # refused by name for version 2, whose file has another layout than LoRAs
-        add_lora(own, lora, part="text_encoder")
     settings: dict[str, Any] = {"output": "penultimate"}
     if is_first:
         own = open_clip_layout(own, where=where)
@@ -118,25 +120,50 @@ def tower_of_file(
         vocab_size=own["token_embedding.weight"].shape[0],
         **settings,
     )
-    return _tower(own, config, where=where)
+    return _tower(own, config, where=where, loras=loras)
 
 
-def _tower(weights: Mapping[str, Tensor], config: TextConfig, *, where: str) -> TextTower:
+def _tower(
+    weights: Mapping[str, Tensor], config: TextConfig, *, where: str, loras: Sequence[Path]
+) -> TextTower:
     tower = TextTower.build(config)
     tower.take(weights, where=where)
+    layers = _transformers_views(tower.transformer.state_dict())
+    for lora in loras:
+        add_lora(layers, lora, part="text_encoder")
     return tower
 
 
+def _transformers_views(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The matrices of an OpenCLIP tower under transformers' names, as views of the same memory."""
+    theirs = {ours: name for name, ours in _IN_A_LAYER.items()}
+    views: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        match = _BLOCK.fullmatch(name)
+        if match is None:
+            continue
+        layer = f"encoder.layers.{match[1]}"
+        if match[2] == "attn.in_proj_weight":
+            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
+                views[f"{layer}.self_attn.{part}_proj.weight"] = rows
+        elif match[2].removesuffix(".weight") in theirs:
+            views[f"{layer}.{theirs[match[2].removesuffix('.weight')]}.weight"] = tensor
+    return views
+
+
 def _is_state(name: str) -> bool:
-    """Whether a tensor decides hidden states; OpenCLIP's projection behind them does not."""
-    return name.startswith(_FIRST) or name.removeprefix(_SECOND).startswith(TEXT_KEYS)
+    """Whether a tensor decides hidden states; CLIP's projection behind them does not."""
+    if name.startswith(_FIRST):
+        return not name.endswith(("text_projection.weight", "logit_scale"))
+    return name.removeprefix(_SECOND).startswith(TEXT_KEYS)
 
 
 def open_clip_layout(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:
     """The same tensors under OpenCLIP's names; query, key and value become one matrix.
 
     Raises:
-        UserError: a layer lacks one of the three.
+        UserError: a layer lacks one of the three, or they differ in shape; a tensor is not of
+            floating point.
     """
     renamed: dict[str, Tensor] = {}
     projections: dict[str, dict[str, Tensor]] = {}
@@ -144,6 +171,7 @@ def open_clip_layout(weights: Mapping[str, Tensor], *, where: str) -> dict[str, 
         name = key.removeprefix("text_model.")
         if name == "embeddings.position_ids":
             continue  # 0, 1, 2, ...: older files carry it
+        check_floating(key, tensor, where=where)
         if name in _OUTSIDE:
             renamed[_OUTSIDE[name]] = tensor
             continue
@@ -152,21 +180,33 @@ def open_clip_layout(weights: Mapping[str, Tensor], *, where: str) -> dict[str, 
         if match and match[2] in _IN_A_LAYER:
             renamed[f"{block}.{_IN_A_LAYER[match[2]]}.{match[3]}"] = tensor
         elif match and match[2].startswith("self_attn.") and match[2].endswith("_proj"):
-            joined = projections.setdefault(f"{block}.attn.in_proj_{match[3]}", {})
-            joined[match[2].removeprefix("self_attn.").removesuffix("_proj")] = tensor
+            parts = projections.setdefault(f"{block}.attn.in_proj_{match[3]}", {})
+            parts[match[2].removeprefix("self_attn.").removesuffix("_proj")] = tensor
         else:
             renamed[key] = tensor  # refused by name where the tower takes the weights
-    for key, parts in projections.items():
-        missing = [part for part in "qkv" if part not in parts]
-        if missing:
-            raise UserError(f"{where} lacks the {missing[0]}_proj that belongs into {key!r}.")
-        renamed[key] = torch.cat([parts[part] for part in "qkv"])
-    return renamed
+    joined = {key: _joined(parts, key, where) for key, parts in projections.items()}
+    return renamed | joined
 
 
-def _padding(tokenizer: Path) -> Literal["zero", "end_of_text"]:
+def _joined(parts: Mapping[str, Tensor], key: str, where: str) -> Tensor:
+    """The matrices of query, key and value as one."""
+    missing = [part for part in "qkv" if part not in parts]
+    if missing:
+        raise UserError(f"{where} lacks the {missing[0]}_proj that belongs into {key!r}.")
+    shapes = {tuple(part.shape) for part in parts.values()}
+    if len(shapes) > 1:
+        raise UserError(
+            f"{where}: query, key and value that belong into {key!r} have the shapes "
+            f"{' and '.join(map(str, sorted(shapes)))}, expected one; get the file again."
+        )
+    return torch.cat([parts[part] for part in "qkv"])
+
+
+def _padding(tokenizer: Path) -> Padding:
     path = tokenizer / "special_tokens_map.json"
-    token = _read_json(path, "it says what captions are padded with").get("pad_token")
+    if not path.is_file():  # transformers 5 and later write one file
+        path = tokenizer / "tokenizer_config.json"
+    token = read_json(path, "it says what captions are padded with").get("pad_token")
     content = token.get("content") if isinstance(token, dict) else token
     if content not in _PADDING:
         raise UserError(
@@ -174,15 +214,3 @@ def _padding(tokenizer: Path) -> Literal["zero", "end_of_text"]:
             f"{', '.join(map(repr, _PADDING))}, as in Stable Diffusion 1.x and 2.x."
         )
     return _PADDING[content]
-
-
-def _read_json(path: Path, why: str) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Cannot read {str(path)!r} ({type(error).__name__}): {why}; get the folder again."
-        ) from error
-    if not isinstance(values, dict):
-        raise UserError(f"{str(path)!r} holds {type(values).__name__}, expected an object.")
-    return values

@@ -1,37 +1,25 @@
 """The frozen encoder that makes latents: an image model's own, or a small one in its place."""
 
-import json
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from videoldm_core.errors import UserError
+from videoldm_core.models.folders import load_module
 
 Encoder = AutoencoderKL | AutoencoderTiny
-_KINDS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
 def load_frozen_encoder(folder: Path, *, device: str = "cpu") -> Encoder:
     """The autoencoder in a diffusers `vae` folder, in evaluation mode, channels last.
 
     Raises:
-        UserError: the folder holds no AutoencoderKL or AutoencoderTiny, or its file is not whole.
+        UserError: the folder holds neither AutoencoderKL nor AutoencoderTiny, or its weights do not
+            fit; names the file and the key.
     """
-    try:
-        kind = json.loads((folder / "config.json").read_text())["_class_name"]
-        if kind not in _KINDS:
-            raise ValueError(f"it holds a {kind}")
-        vae = _KINDS[kind].from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
-        )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"Cannot load an image autoencoder from {str(folder)!r}: {reason}; expected a "
-            f"diffusers folder of {' or '.join(_KINDS)} with config.json and safetensors weights."
-        ) from None
-    vae.requires_grad_(False).eval()
+    vae = load_module(folder, AutoencoderKL, AutoencoderTiny)
+    vae.requires_grad_(False)
     return vae.to(device, memory_format=torch.channels_last)
 
 

@@ -3,13 +3,12 @@ modified.
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
-from videoldm_core.errors import UserError
+from videoldm_core.models.folders import load_module
 from videoldm_core.records import Record
 
 ENCODED_PX = 8 * 512 * 512  # of frames that are encoded at once
@@ -109,18 +108,18 @@ def load_unet(folder: Path) -> UNet2DConditionModel:
     """The UNet in a diffusers `unet/` folder.
 
     Raises:
-        UserError: there is none, or its file is not whole.
+        UserError: there is none, or its weights do not fit; names the file and the key.
     """
-    return _load(UNet2DConditionModel, folder)
+    return load_module(folder, UNet2DConditionModel)
 
 
 def load_vae(folder: Path) -> AutoencoderKL:
     """The autoencoder in a diffusers `vae/` folder.
 
     Raises:
-        UserError: there is none, or its file is not whole.
+        UserError: there is none, or its weights do not fit; names the file and the key.
     """
-    return _load(AutoencoderKL, folder)
+    return load_module(folder, AutoencoderKL)
 
 
 def latent_scale(vae_folder: Path) -> float:
@@ -151,16 +150,3 @@ def encoded_mean(vae: AutoencoderKL, clip: Tensor, *, in_bfloat16: bool) -> Tens
 def shrinking(vae: AutoencoderKL) -> int:
     """How many times smaller than frames, per side, the latents of this autoencoder are."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
-
-
-def _load(kind: Any, folder: Path) -> Any:
-    try:
-        return kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
-        ).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"Cannot load {kind.__name__} from {str(folder)!r}: {reason} "
-            "Expected a diffusers folder with config.json and diffusion_pytorch_model.safetensors."
-        ) from None

@@ -1,25 +1,14 @@
-"""Adds a LoRA fine-tune to the weights it was trained for:  W + (alpha / r) up down  (Hu 2021).
+"""Adds a LoRA fine-tune to the weights it was trained for:  W + (alpha / r) up down  (Hu 2021)."""
 
-Files name a layer in one of three ways: as diffusers does today (unet.LAYER.lora_A.weight), as it
-did (unet.LAYER.lora.down.weight), and as kohya does (lora_unet_LAYER.lora_down.weight with
-underscores for dots, and an alpha).
-"""
-
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from videoldm_core.errors import UserError
-from videoldm_core.models.weights import read_checkpoint
-
-Part = Literal["unet", "text_encoder"]
-_KOHYA: dict[str, str] = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
-_DOWN = (".lora_A.weight", ".lora.down.weight", ".lora_down.weight", "_lora.down.weight")
-_UP = (".lora_B.weight", ".lora.up.weight", ".lora_up.weight", "_lora.up.weight")
+from videoldm_core.models.lora_file import LowRank, Part, plain_name, read_lora
+from videoldm_core.models.weights import check_floating
 
 
 @torch.no_grad()
@@ -27,68 +16,48 @@ def add_lora(weights: Mapping[str, Tensor], path: Path, *, part: Part) -> int:
     """Adds what `path` holds for one part of an image model to `weights`, in place.
 
     Args:
-        weights: the part's own tensors by name, text encoders in transformers' layout.
+        weights: the part's own tensors by name in float32, text encoders in transformers' layout.
 
     Returns:
         How many layers it changed; 0: the file holds nothing for this part.
 
     Raises:
-        UserError: the file names a layer that the part does not have, or has a matrix too few or of
-            another shape.
+        UserError: the file names a layer that the part does not have, has a matrix too few or of
+            another shape, or holds more than LoRA matrices.
     """
-    layers = {_plain(n.removesuffix(".weight")): w for n, w in weights.items() if ".weight" in n}
-    down, up, alphas = _matrices(read_checkpoint(path), part)
-    for name in sorted(down.keys() | up.keys()):
+    layers = {
+        plain_name(name.removesuffix(".weight"), part): (name, weight)
+        for name, weight in weights.items()
+        if name.endswith(".weight")
+    }
+    added = read_lora(path, part)
+    for name, low_rank in sorted(added.items()):
         if name not in layers:
             raise UserError(f"{str(path)!r}: the {part} has no layer {name!r}; use its own model.")
-        if name not in up or name not in down:
-            raise UserError(f"{str(path)!r} holds one matrix for {name!r}, expected two.")
-        weight, added = layers[name], _product(up[name].float(), down[name].float())
-        if added.numel() != weight.numel():
-            raise UserError(
-                f"{str(path)!r}: the matrices of {name!r} give {tuple(added.shape)}, expected "
-                f"{tuple(weight.shape)}; it belongs to another model."
-            )
-        rank = down[name].shape[0]
-        scale = alphas.get(name, float(rank)) / rank
-        weight += scale * added.view_as(weight).to(weight)
-    return len(down)
+        key, weight = layers[name]
+        check_floating(key, weight, where=f"The {part}")
+        assert weight.dtype == torch.float32, f"{key} is {weight.dtype}: sums would be rounded"
+        _check_shapes(low_rank, weight, name, where=repr(str(path)))
+        weight += low_rank.scale * _product(low_rank).view_as(weight)
+    return len(added)
 
 
-def _matrices(
-    tensors: dict[str, Tensor], part: Part
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
-    """Matrices and alphas of one part, by the layer's name with underscores for dots."""
-    down: dict[str, Tensor] = {}
-    up: dict[str, Tensor] = {}
-    alphas: dict[str, float] = {}
-    for key, tensor in tensors.items():
-        name = _of_part(key, part)
-        if name is None:
-            continue
-        if name.endswith(".alpha"):
-            alphas[_plain(name.removesuffix(".alpha"))] = float(tensor)
-        for endings, found in ((_DOWN, down), (_UP, up)):
-            for ending in endings:
-                if name.endswith(ending):
-                    found[_plain(name.removesuffix(ending))] = tensor
-                    break
-    return down, up, alphas
+def _check_shapes(low_rank: LowRank, weight: Tensor, name: str, *, where: str) -> None:
+    """Refuses matrices whose product has another shape; a 1x1 kernel may be left out or there."""
+    outputs, inputs, *kernel = _with_kernel(weight)
+    expected = (low_rank.rank, inputs, *kernel), (outputs, low_rank.rank, 1, 1)
+    if (_with_kernel(low_rank.down), _with_kernel(low_rank.up)) != expected:
+        raise UserError(
+            f"{where}: the matrices of {name!r} have the shapes {tuple(low_rank.down.shape)} and "
+            f"{tuple(low_rank.up.shape)}, expected {expected[0][: weight.ndim]} and "
+            f"{expected[1][: weight.ndim]}; it belongs to another model."
+        )
 
 
-def _of_part(key: str, part: Part) -> str | None:
-    for prefix in (f"{part}.", _KOHYA[part]):
-        if key.startswith(prefix):
-            return key.removeprefix(prefix)
-    return None
+def _with_kernel(tensor: Tensor) -> tuple[int, ...]:
+    return (*tensor.shape, 1, 1)[:4]
 
 
-def _plain(name: str) -> str:
-    """A layer's name as kohya writes it; attention processors are part of older diffusers names."""
-    plain = re.sub(r"\.processor\b", "", name).replace(".", "_").removeprefix("text_model_")
-    return re.sub(r"_to_out$", "_to_out_0", plain)
-
-
-def _product(up: Tensor, down: Tensor) -> Tensor:
+def _product(low_rank: LowRank) -> Tensor:
     """up @ down for matrices; for convolutions up is 1x1 and down carries the kernel."""
-    return up.flatten(1) @ down.flatten(1)
+    return low_rank.up.float().flatten(1) @ low_rank.down.float().flatten(1)

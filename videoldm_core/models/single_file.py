@@ -18,9 +18,10 @@ from torch import Tensor
 
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.errors import UserError
-from videoldm_core.models.weights import check_keys
+from videoldm_core.models.weights import fill
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+AVERAGE = "model_ema."  # before a UNet's averaged weight, whose name follows without dots
 BUFFERS = ("betas", "alphas_cumprod")
 HEADS = 8  # SD 1.x and x4-upscaler; SD 2.x has heads of 64 channels instead
 HEAD_WIDTH = 64
@@ -29,8 +30,32 @@ Predicts = Literal["epsilon", "v_prediction"]
 
 
 def is_wanted(name: str) -> bool:
-    """Whether a tensor of the file is of the image model; optimizers and averages are not."""
-    return name.startswith((UNET, VAE, TEXT)) or name in BUFFERS
+    """Whether a tensor of the file is of the image model; those of optimizers are not."""
+    return name.startswith((UNET, VAE, TEXT, AVERAGE)) or name in BUFFERS
+
+
+def has_averages(weights: Mapping[str, Tensor]) -> bool:
+    """Whether the file holds an exponential moving average of the UNet beside the UNet itself."""
+    return any(name.startswith(f"{AVERAGE}diffusion_model") for name in weights)
+
+
+def with_averages(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:
+    """The file's tensors with the UNet's averaged ones in place of its own.
+
+    Raises:
+        UserError: the file holds none, or not all; names the first.
+    """
+    averaged = dict(weights)
+    for name in weights:
+        if name.startswith(UNET):
+            average = AVERAGE + name.removeprefix("model.").replace(".", "")
+            if average not in weights:
+                raise UserError(
+                    f"{where} lacks {average!r}, the averaged {name!r}; leave ema= out to read its "
+                    "own weights."
+                )
+            averaged[name] = weights[average]
+    return averaged
 
 
 def unet_of(weights: Mapping[str, Tensor], *, where: str) -> UNet2DConditionModel:
@@ -46,7 +71,8 @@ def unet_of(weights: Mapping[str, Tensor], *, where: str) -> UNet2DConditionMode
             "as CompVis and Stability publish them, or give a diffusers folder."
         )
     config = unet_config_of(own, where=where)
-    converted = convert_ldm_unet_checkpoint(dict(weights), config)
+    named = {f"{UNET}{name}": tensor for name, tensor in own.items()}
+    converted = convert_ldm_unet_checkpoint(named, config)
     return _filled(UNet2DConditionModel, config, converted, where=where)
 
 
@@ -161,9 +187,7 @@ def _filled(kind: Any, config: dict[str, Any], tensors: dict[str, Tensor], *, wh
     """A module of this kind that holds `tensors`, in float32; never initialised at random."""
     with torch.device("meta"):
         module = kind(**config)
-    check_keys(module.state_dict(), tensors, where=where)
-    floats = {name: tensor.float() for name, tensor in tensors.items()}
-    module.load_state_dict(floats, assign=True)
+    fill(module, tensors, where=where)
     return module.eval().requires_grad_(False)
 
 

@@ -28,6 +28,7 @@ class ImageModel:
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     schedule: NoiseSchedule
+    has_averages: bool = False  # its file holds an average of the UNet's weights too
 
     def save(self, folder: Path) -> list[str]:
         """Writes unet/, vae/ and scheduler/ as diffusers does; returns their names."""
@@ -38,26 +39,26 @@ class ImageModel:
 
 
 def load_image_model(
-    source: Path, *, loras: Sequence[Path] = (), predicts: Predicts | None = None
+    source: Path,
+    *,
+    loras: Sequence[Path] = (),
+    predicts: Predicts | None = None,
+    ema: bool = False,
 ) -> ImageModel:
     """Reads an image model from a diffusers folder or a single file; nothing is downloaded.
 
     Args:
         loras: .safetensors files of LoRA fine-tunes, added in this order.
         predicts: what a single Stable Diffusion 2 file was trained to predict; folders say it.
+        ema: take the averaged weights of a single file's UNet, not its own.
 
     Raises:
         UserError: something is missing, damaged or of another kind; names the file and the key.
     """
     if source.is_dir():
-        model = _from_folder(source, predicts)
+        model = _from_folder(source, predicts, ema)
     else:
-        weights, where = read_checkpoint(source, single_file.is_wanted), repr(str(source))
-        model = ImageModel(
-            unet=single_file.unet_of(weights, where=where),
-            vae=single_file.vae_of(weights, where=where),
-            schedule=single_file.schedule_of(weights, predicts=predicts, where=where),
-        )
+        model = _from_file(source, predicts, ema)
     for lora in loras:
         if not add_lora(model.unet.state_dict(), lora, part="unet"):
             raise UserError(
@@ -80,7 +81,25 @@ def load_text_tower(source: Path, *, loras: Sequence[Path] = ()) -> TextTower:
     return tower_of_file(own, where=repr(str(source)), loras=loras)
 
 
-def _from_folder(source: Path, predicts: Predicts | None) -> ImageModel:
+def _from_file(source: Path, predicts: Predicts | None, ema: bool) -> ImageModel:
+    weights, where = read_checkpoint(source, single_file.is_wanted), repr(str(source))
+    has_averages = single_file.has_averages(weights)
+    if ema:
+        weights = single_file.with_averages(weights, where=where)
+    return ImageModel(
+        unet=single_file.unet_of(weights, where=where),
+        vae=single_file.vae_of(weights, where=where),
+        schedule=single_file.schedule_of(weights, predicts=predicts, where=where),
+        has_averages=has_averages,
+    )
+
+
+def _from_folder(source: Path, predicts: Predicts | None, ema: bool) -> ImageModel:
+    if ema:
+        raise UserError(
+            f"{str(source)!r} is a folder, which holds one set of weights; leave ema= out: it "
+            "chooses between the two of a single file."
+        )
     schedule = NoiseSchedule.load(source / "scheduler")
     if predicts is not None and predicts != schedule.predicts:
         raise UserError(

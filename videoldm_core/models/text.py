@@ -1,6 +1,7 @@
 """The frozen text encoder: an OpenCLIP text tower that returns one hidden state per token.
 
-Built at random from a seed, kept in a folder of its own, or loaded from published OpenCLIP weights.
+Built at random from a seed, or kept in a folder of its own; see open_clip_text.py and clip_text.py
+for those that others have trained.
 open_clip is imported when a tower is made, never before: training reads stored embeddings.
 """
 
@@ -8,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 
 from videoldm_core.errors import UserError, reason_of
 from videoldm_core.files import write_bytes_atomically, write_text_atomically
-from videoldm_core.models.weights import read_checkpoint
-from videoldm_core.records import Record, nearest, parse_record
+from videoldm_core.models.weights import check_keys, read_checkpoint
+from videoldm_core.records import Record, parse_record
 
 CLIP_VOCABULARY = 49408  # OpenCLIP's byte-pair vocabulary, with its start and end tokens
 _END_OF_TEXT = CLIP_VOCABULARY - 1
+Activation = Literal["gelu", "quick_gelu"]
+Output = Literal["last", "penultimate"]
+Padding = Literal["zero", "end_of_text"]
 TEXT_KEYS = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.")
 
 
@@ -32,11 +36,11 @@ class TextConfig(Record):
     width: int = Field(default=768, ge=1)  # the embedding dimension d
     heads: int = Field(default=12, ge=1)
     layers: int = Field(default=12, ge=1)
-    output: Literal["last", "penultimate"] = "last"  # layer; SD 2.x reads the penultimate
+    output: Output = "last"  # layer; SD 2.x reads the penultimate
     vocab_size: int = Field(default=CLIP_VOCABULARY, ge=CLIP_VOCABULARY)
     seed: int = 0  # of random weights; loaded weights ignore it
-    activation: Literal["gelu", "quick_gelu"] = "gelu"  # OpenAI's own weights need quick_gelu
-    padding: Literal["zero", "end_of_text"] = "zero"  # SD 1.x pads with the end token
+    activation: Activation = "gelu"  # OpenAI's own weights need quick_gelu
+    padding: Padding = "zero"  # SD 1.x pads with the end token
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -90,7 +94,7 @@ class TextTower(nn.Module):
             ) from error
         tower = cls.build(parse_record(TextConfig, values, where=f"text tower {str(path)!r}"))
         weights = folder / "model.safetensors"
-        tower.take(_read_text_weights(weights), where=f"Text weights {str(weights)!r}")
+        tower.take(read_text_weights(weights), where=f"Text weights {str(weights)!r}")
         return tower
 
     def save(self, folder: Path) -> None:
@@ -156,99 +160,13 @@ class TextTower(nn.Module):
         """Copies `weights` in, in float32.
 
         Raises:
-            UserError: names the first key that is missing, unknown or of another shape.
+            UserError: names the first key that is missing, unknown or of another shape or type.
         """
-        expected = dict(self._weights())
-        for name in sorted(expected.keys() | weights.keys()):
-            if name not in weights:
-                raise UserError(
-                    f"{where}: key {name!r} is missing; choose the weights of the configured tower."
-                )
-            if name not in expected:
-                raise UserError(
-                    f"{where}: key {name!r} is not in the configured tower; choose its own weights."
-                )
-            if weights[name].shape != expected[name].shape:
-                raise UserError(
-                    f"{where}: key {name!r} has shape {list(weights[name].shape)}, "
-                    f"expected {list(expected[name].shape)}; choose the matching model."
-                )
+        check_keys(dict(self._weights()), weights, where=where)
         self.transformer.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
 
 
-def load_open_clip(
-    model_name: str,
-    pretrained: str | Path,
-    *,
-    output: Literal["last", "penultimate"] = "last",
-    padding: Literal["zero", "end_of_text"] = "zero",
-    download: bool = False,
-) -> TextTower:
-    """The text tower of a published OpenCLIP model (ViT-L-14, ViT-H-14, ...).
-
-    Args:
-        pretrained: a checkpoint file (.safetensors or a plain state dict), or a tag to download.
-        download: allow the network; a tag without it is refused.
-
-    Raises:
-        UserError: unknown model or tag, or a file that is missing, damaged or of another model.
-    """
-    import open_clip
-
-    settings = (
-        open_clip.get_model_config(model_name) if model_name in open_clip.list_models() else None
-    )
-    if settings is None:
-        raise UserError(
-            f"Unknown OpenCLIP model {model_name!r}; {nearest(model_name, open_clip.list_models())}"
-        )
-    shape: dict[str, Any] = settings["text_cfg"]
-    unsupported = sorted(set(shape) - {"context_length", "vocab_size", "width", "heads", "layers"})
-    if unsupported:
-        raise UserError(
-            f"OpenCLIP model {model_name!r} has a text tower with {unsupported[0]!r}, which is not "
-            "a plain CLIP text tower; choose one like ViT-L-14 or ViT-H-14."
-        )
-    path = _checkpoint_file(model_name, pretrained, download=download)
-    published = open_clip.get_pretrained_cfg(model_name, str(pretrained))
-    quick = settings.get("quick_gelu", False) or published.get("quick_gelu", False)
-    activation = "quick_gelu" if quick else "gelu"
-    tower = TextTower.build(
-        TextConfig(**shape, output=output, padding=padding, activation=activation)
-    )
-    tower.take(_read_text_weights(path), where=f"Text weights {str(path)!r}")
-    return tower
-
-
-def _checkpoint_file(model_name: str, pretrained: str | Path, *, download: bool) -> Path:
-    import open_clip
-
-    path = Path(pretrained)
-    if path.is_file():
-        return path
-    tags = open_clip.list_pretrained_tags_by_model(model_name)
-    if str(pretrained) not in tags:
-        raise UserError(
-            f"No weights {str(pretrained)!r} for {model_name}: neither a file nor one of its tags "
-            f"({', '.join(tags) or 'it has none'}); give the path of a checkpoint file."
-        )
-    if not download:
-        raise UserError(
-            f"{str(pretrained)!r} would be downloaded, which was not asked for; "
-            f"give the path of a checkpoint file of {model_name}, or allow the download."
-        )
-    try:
-        return Path(
-            open_clip.download_pretrained(open_clip.get_pretrained_cfg(model_name, str(pretrained)))
-        )
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"Cannot download {model_name} {str(pretrained)!r} ({reason_of(error)}); "
-            "give the path of a checkpoint file."
-        ) from error
-
-
-def _read_text_weights(path: Path) -> dict[str, Tensor]:
+def read_text_weights(path: Path) -> dict[str, Tensor]:
     """The text tower's tensors of a checkpoint by plain name."""
     found = read_checkpoint(path, lambda name: _plain_name(name) is not None)
     return {_plain_name(name) or name: tensor for name, tensor in found.items()}

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from videoldm_core.models.text import TextConfig, TextTower, load_open_clip
+from videoldm_core.models.open_clip_text import load_open_clip, locate_open_clip
+from videoldm_core.models.text import Activation, Output, Padding, TextConfig, TextTower
 from videoldm_core.records import Record
 
 
@@ -36,9 +37,24 @@ class OpenClipText(Record):
     kind: Literal["open_clip"] = "open_clip"
     model: str  # "ViT-H-14"
     pretrained: str  # a checkpoint file, or a published tag
-    output: Literal["last", "penultimate"] = "last"
-    padding: Literal["zero", "end_of_text"] = "zero"
+    # What a file was trained with, where OpenCLIP has its model with both: OpenAI's own weights
+    # with quick_gelu, LAION's with gelu. A tag knows it.
+    activation: Activation | None = None
+    output: Output = "last"
+    padding: Padding = "zero"
     download: bool = False  # a tag is fetched only when this asks for it
+
+    def located(self) -> "OpenClipText":
+        """The same tower from a file on this machine, downloaded where this asks for it.
+
+        Raises:
+            UserError: no such model or tag, or it cannot be downloaded.
+        """
+        path, activation = locate_open_clip(
+            self.model, self.pretrained, activation=self.activation, download=self.download
+        )
+        found = {"pretrained": str(path), "activation": activation, "download": False}
+        return self.model_copy(update=found)
 
     def build(self) -> TextTower:
         """The tower.
@@ -46,12 +62,13 @@ class OpenClipText(Record):
         Raises:
             UserError: no such model, tag or file, or the weights do not fit.
         """
+        found = self.located()
         return load_open_clip(
-            self.model,
-            self.pretrained,
-            output=self.output,
-            padding=self.padding,
-            download=self.download,
+            found.model,
+            Path(found.pretrained),
+            activation=found.activation,
+            output=found.output,
+            padding=found.padding,
         )
 
 

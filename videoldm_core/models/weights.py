@@ -1,15 +1,15 @@
 """Reading weights from files that may be hostile, truncated or of another model."""
 
-import pickle
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from videoldm_core.errors import UserError, reason_of
+from videoldm_core.models.pickles import load_pickled, unreadable
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -43,19 +43,42 @@ def read_checkpoint(
     Raises:
         UserError: the file is missing, not whole, or holds anything else.
     """
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, wanted)
+    content = load_pickled(path)
+    if isinstance(content, dict):
+        content = content.get("state_dict", content)
+    if not isinstance(content, dict):
+        raise unreadable(path, f"it holds a {type(content).__name__} in place of named tensors")
+    return {
+        name: tensor
+        for name, tensor in content.items()
+        if isinstance(name, str) and isinstance(tensor, Tensor) and wanted(name)
+    }
+
+
+def _read_safetensors(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118 (not a dict)
-                return {name: file.get_tensor(name) for name in names}
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"Cannot read {str(path)!r} ({reason_of(error)}): expected a .safetensors file or a "
-            "plain state dict; check the path or get the file again."
-        ) from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    return {k: v for k, v in content.items() if isinstance(v, Tensor) and wanted(k)}
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118 (not a dict)
+            return {name: file.get_tensor(name) for name in names}
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise unreadable(path, reason_of(error)) from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says beside its tensors; nothing for files of other kinds.
+
+    Raises:
+        UserError: the file is missing or not whole.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise unreadable(path, reason_of(error)) from error
 
 
 def check_keys(
@@ -68,17 +91,47 @@ def check_keys(
     """Refuses weights that do not fit.
 
     Raises:
-        UserError: names the first missing, unknown or wrongly shaped key and what was expected.
+        UserError: names the first missing, unknown, wrongly shaped or wrongly typed key and what
+            was expected.
     """
     for key, tensor in expected.items():
         if key not in found:
             if key not in may_miss:
                 raise UserError(f"{where} lacks {key!r} (expected shape {tuple(tensor.shape)}).")
-        elif found[key].shape != tensor.shape:
+            continue
+        if found[key].shape != tensor.shape:
             raise UserError(
                 f"{where}: {key!r} has shape {tuple(found[key].shape)}, "
                 f"expected {tuple(tensor.shape)}; it belongs to another model."
             )
+        if tensor.is_floating_point():
+            check_floating(key, found[key], where=where)
     unknown = sorted(set(found) - set(expected))
     if unknown:
         raise UserError(f"{where} holds {unknown[0]!r}, which this model does not have.")
+
+
+def check_floating(key: str, tensor: Tensor, *, where: str) -> None:
+    """Refuses a weight that is no real number: quantised or boolean ones mean nothing when cast.
+
+    Raises:
+        UserError: names the key and its type.
+    """
+    if not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(
+            f"{where}: {key!r} is of type {kind}, expected floating point; give the model's own "
+            "weights, not quantised ones."
+        )
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Gives a module, built on no device, copies of `tensors` in float32.
+
+    Raises:
+        UserError: they do not fit; see `check_keys`.
+    """
+    check_keys(module.state_dict(), tensors, where=where)
+    # The tensors of a safetensors file are pages of it, which may be overwritten.
+    floats = {name: t.to(torch.float32, copy=True) for name, t in tensors.items()}
+    module.load_state_dict(floats, assign=True)

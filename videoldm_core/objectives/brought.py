@@ -22,6 +22,11 @@ from videoldm_core.objectives.denoiser import check_text
 from videoldm_core.records import Record
 from videoldm_core.training.players import Player, Turn
 
+BOTH = (
+    "the file holds averaged weights (model_ema) beside its own; its own are used, "
+    "objective.ema=true takes the averaged ones"
+)
+
 
 class Brought(Record):
     """Nothing is minimised: the weights are those of `source`."""
@@ -31,6 +36,9 @@ class Brought(Record):
     model: Literal["image", "upscaler"]
     source: str | None = None  # a diffusers folder or a single file; the run names it
     loras: tuple[Path, ...] = ()  # added to the weights in this order
+    ema: bool = (
+        False  # of a single file with both, take the UNet's averaged weights; false: its own
+    )
     predicts: Predicts | None = None  # of a single Stable Diffusion 2 file, which does not say it
     # An AutoencoderTiny folder (TAESD) that makes the latents in place of the model's encoder: many
     # times faster, a little less exact. Decoder and scale stay those of `source`.
@@ -44,14 +52,15 @@ class BroughtTask:
         null_text: embedding of the empty text, l d.
     """
 
-    remark = ""
-
     def __init__(self, config: Brought, *, null_text: Tensor) -> None:
         self.players: list[Player] = []
         self.frozen: list[nn.Module] = []
         assert config.source is not None, "a run is refused before it starts without its models"
         self.config, source = config, Path(config.source)
-        self.model = load_image_model(source, loras=config.loras, predicts=config.predicts)
+        self.model = load_image_model(
+            source, loras=config.loras, predicts=config.predicts, ema=config.ema
+        )
+        self.remark = BOTH if self.model.has_averages and not config.ema else ""
         _check_use(self.model, config)
         check_text(self.model.unet, null_text)
         if config.model == "upscaler":

@@ -115,6 +115,16 @@ def test_captions_are_padded_as_the_models_own_tokenizer_does(pad, token, tmp_pa
     assert tokens[0, :4].tolist().count(CLIP_VOCABULARY - 1) == 1, "one end token follows the words"
 
 
+@pytest.mark.parametrize("token", ["!", {"content": "!", "lstrip": False}])
+def test_padding_is_found_where_newer_libraries_write_it(token, tmp_path):
+    model = write_model(tmp_path)
+    (model / "tokenizer" / "special_tokens_map.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer_config\.json.*what captions are padded with"):
+        load_clip_text(model)
+    (model / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"pad_token": token}))
+    assert load_clip_text(model).config.padding == "zero"
+
+
 def test_a_saved_tower_gives_the_same_states_as_the_folder_it_came_from(tmp_path):
     tower = load_clip_text(write_model(tmp_path / "model"))
     tower.save(tmp_path / "tower")
@@ -122,10 +132,13 @@ def test_a_saved_tower_gives_the_same_states_as_the_folder_it_came_from(tmp_path
     assert torch.equal(tower.encode(CAPTIONS), again.encode(CAPTIONS))
 
 
-def test_a_single_file_holds_the_same_tower_as_the_folder(tmp_path):
-    prefix = "cond_stage_model.transformer."
-    named = {f"{prefix}{name}": tensor for name, tensor in clip_weights().items()}
-    named[f"{prefix}text_model.embeddings.position_ids"] = torch.arange(LENGTH)[None]
+@pytest.mark.parametrize("prefix", ["text_model.", ""])  # "": as some merges name it
+def test_a_single_file_holds_the_same_tower_as_the_folder(prefix, tmp_path):
+    start = f"cond_stage_model.transformer.{prefix}"
+    plain = {name.removeprefix("text_model."): t for name, t in clip_weights().items()}
+    named = {f"{start}{name}": tensor for name, tensor in plain.items()}
+    named[f"{start}embeddings.position_ids"] = torch.arange(LENGTH)[None]
+    named["cond_stage_model.transformer.text_projection.weight"] = torch.zeros(3, WIDTH)
     save_file(named, tmp_path / "model.safetensors")
     # a file does not say how many heads there are: CLIP's are 64 wide
     expected = load_clip_text(write_model(tmp_path / "folder", heads=1))
@@ -156,6 +169,22 @@ def test_a_lora_changes_the_layers_it_names(tmp_path):
     assert not difference[WIDTH:].any(), "key and value stay"
 
 
+def test_a_lora_is_added_in_single_precision_to_a_half_precision_encoder(tmp_path):
+    model = write_model(tmp_path / "model")
+    half = {name: tensor.half() for name, tensor in clip_weights().items()}
+    save_file(half, model / "text_encoder" / "model.safetensors")
+    name = "text_encoder.text_model.encoder.layers.1.self_attn.q_proj"
+    generator = torch.Generator().manual_seed(3)
+    down = torch.randn(2, WIDTH, generator=generator) * 1e-4
+    up = torch.randn(WIDTH, 2, generator=generator)
+    lora = tmp_path / "lora.safetensors"
+    save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, lora)
+    changed, plain = (load_clip_text(model, loras=loras).transformer for loras in ([lora], []))
+    name = "transformer.resblocks.1.attn.in_proj_weight"
+    difference = changed.get_parameter(name) - plain.get_parameter(name)
+    torch.testing.assert_close(difference[:WIDTH], up @ down, rtol=1e-3, atol=1e-7)
+
+
 def test_old_files_with_position_numbers_and_without_prefix_are_read(tmp_path):
     model = write_model(tmp_path)
     expected = load_clip_text(model).encode(CAPTIONS)
@@ -164,6 +193,41 @@ def test_old_files_with_position_numbers_and_without_prefix_are_read(tmp_path):
     old["text_model.embeddings.position_ids"] = torch.arange(LENGTH)[None]
     torch.save(old, model / "text_encoder" / "pytorch_model.bin")
     assert torch.equal(load_clip_text(model).encode(CAPTIONS), expected)
+
+
+def test_a_half_precision_text_encoder_is_read_where_there_is_no_other(tmp_path):
+    model = write_model(tmp_path)
+    half = {name: tensor.half() for name, tensor in clip_weights().items()}
+    (model / "text_encoder" / "model.safetensors").unlink()
+    save_file(half, model / "text_encoder" / "model.fp16.safetensors")
+    token = load_clip_text(model).transformer.get_parameter("token_embedding.weight")
+    assert token.dtype == torch.float32
+    assert torch.equal(token, half["text_model.embeddings.token_embedding.weight"].float())
+
+
+def test_a_quantised_projection_is_refused_by_its_own_key(tmp_path):
+    model, weights = write_model(tmp_path), clip_weights()
+    key = "text_model.encoder.layers.1.self_attn.k_proj.weight"
+    weights[key] = weights[key].to(torch.int8)
+    save_file(weights, model / "text_encoder" / "model.safetensors")
+    with pytest.raises(UserError, match=f"'{key}' is of type int8, expected floating point"):
+        load_clip_text(model)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("hidden_size", None, "gives None as hidden_size, expected a whole number"),
+        ("num_attention_heads", 5, "width 32 is not a multiple of heads 5"),
+    ],
+)
+def test_a_config_that_cannot_be_built_is_one_sentence(field, value, message, tmp_path):
+    model = write_model(tmp_path)
+    path = model / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(UserError, match=message) as refused:
+        load_clip_text(model)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

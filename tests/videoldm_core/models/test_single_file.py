@@ -1,123 +1,37 @@
 """Image models in one file, in their authors' layout, are the models they were written from."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.videoldm_core.single_files import in_the_authors_layout, vae_like, write_single_file
 from videoldm_core.errors import UserError
 from videoldm_core.models.single_file import unet_config_of
 from videoldm_core.models.stable_diffusion import load_image_model, load_text_tower
 
-RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-OUTSIDE = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-    "class_embedding": "label_emb",
-}
-VAE = {
-    "group_norm": "norm",
-    "to_q": "q",
-    "to_k": "k",
-    "to_v": "v",
-    "to_out.0": "proj_out",
-    "conv_shortcut": "nin_shortcut",
-    "conv_norm_out": "norm_out",
-}
-
-
-def in_the_authors_layout(unet: UNet2DConditionModel) -> dict[str, Tensor]:
-    """The UNet's tensors under CompVis' names."""
-    per_level = unet.config.layers_per_block + 1
-
-    def renamed(name: str) -> str:
-        for ours, theirs in OUTSIDE.items():
-            if name.startswith(f"{ours}."):
-                return theirs + name.removeprefix(ours)
-        side, rest = re.fullmatch(r"(down_blocks|mid_block|up_blocks)\.(.+)", name).groups()
-        level, rest = (0, rest) if side == "mid_block" else (int(rest[0]), rest[2:])
-        kind, index, inner = re.fullmatch(r"(\w+)\.(\d+)\.(.+)", rest).groups()
-        if kind == "resnets":
-            inner = re.sub(r"^\w+", lambda found: RESNET[found[0]], inner)
-        place = level * per_level + int(index)
-        if side == "mid_block":
-            return f"middle_block.{2 * int(index) if kind == 'resnets' else 1}.{inner}"
-        if kind == "downsamplers":
-            return f"input_blocks.{(level + 1) * per_level}.0.{inner.replace('conv', 'op')}"
-        if kind == "upsamplers":
-            has_attention = "CrossAttn" in unet.config.up_block_types[level]
-            return f"output_blocks.{(level + 1) * per_level - 1}.{1 + has_attention}.{inner}"
-        blocks = f"input_blocks.{1 + place}" if side == "down_blocks" else f"output_blocks.{place}"
-        return f"{blocks}.{0 if kind == 'resnets' else 1}.{inner}"
-
-    named = {renamed(name): tensor for name, tensor in unet.state_dict().items()}
-    return {f"model.diffusion_model.{name}": tensor for name, tensor in named.items()}
-
-
-def vae_in_the_authors_layout(vae: AutoencoderKL) -> dict[str, Tensor]:
-    """The autoencoder's tensors under CompVis' names; attention there is 1x1 convolutions."""
-    levels = len(vae.config.block_out_channels)
-
-    def renamed(name: str) -> str:
-        name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
-        name = name.replace("mid_block.attentions.0", "mid.attn_1")
-        name = re.sub(r"down_blocks\.(\d)", r"down.\1", name)
-        name = re.sub(r"up_blocks\.(\d)", lambda m: f"up.{levels - 1 - int(m[1])}", name)
-        name = name.replace("resnets", "block")
-        name = re.sub(r"(down|up)samplers\.0", r"\1sample", name)
-        for ours, theirs in VAE.items():
-            name = re.sub(rf"(?<=\.){re.escape(ours)}(?=\.)", theirs, name)
-        return name
-
-    named = {renamed(name): tensor for name, tensor in vae.state_dict().items()}
-    for name, tensor in named.items():
-        if re.search(r"attn_1\.(q|k|v|proj_out)\.weight", name):
-            named[name] = tensor[:, :, None, None]
-    return {f"first_stage_model.{name}": tensor.contiguous() for name, tensor in named.items()}
-
 
 @pytest.fixture(scope="module")
-def write_file(tmp_path_factory, small_unet, small_vae) -> Callable[..., Path]:
+def write_file(tmp_path_factory) -> Callable[..., Path]:
     """write_file("sd1"): a single file of that family; `suffix` and `change` vary it."""
 
     def write(family: str, suffix: str = ".safetensors", change: Callable | None = None) -> Path:
         path = tmp_path_factory.mktemp(family) / f"model{suffix}"
-        tensors = in_the_authors_layout(small_unet(family))
-        tensors |= vae_in_the_authors_layout(small_vae())
-        if change:
-            change(tensors)
-        if suffix == ".safetensors":
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-        else:
-            torch.save({"state_dict": tensors, "global_step": 7}, path)
-        return path
+        return write_single_file(path, family, change)
 
     return write
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "x4"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
-def test_a_single_file_is_the_model_it_was_written_from(
-    family, suffix, write_file, small_unet, small_vae
-):
+def test_a_single_file_is_the_model_it_was_written_from(family, suffix, write_file, small_unet):
     predicts = "v_prediction" if family == "sd2" else None
     model = load_image_model(write_file(family, suffix), predicts=predicts)
-    expected, vae = small_unet(family), small_vae()
+    expected, vae = small_unet(family), vae_like(family)
     for loaded, original in ((model.unet, expected), (model.vae, vae)):
         tensors = original.state_dict()
         assert loaded.state_dict().keys() == tensors.keys()
@@ -181,6 +95,48 @@ def test_a_key_that_is_missing_or_of_another_shape_is_named(write_file):
         load_image_model(path)
 
 
+def test_quantised_weights_are_refused_by_key_and_type(write_file):
+    def quantise(tensors: dict[str, Tensor]) -> None:
+        name = "model.diffusion_model.middle_block.0.in_layers.2.weight"
+        tensors[name] = tensors[name].to(torch.int8)
+
+    with pytest.raises(UserError, match=r"conv1\.weight' is of type int8, expected floating"):
+        load_image_model(write_file("sd1", change=quantise))
+
+
+def averaged(tensors: dict[str, Tensor]) -> None:
+    """Adds averages as CompVis' training writes them: half the weights, to be told apart."""
+    unet = [name for name in tensors if name.startswith("model.diffusion_model.")]
+    for name in unet:
+        tensors["model_ema." + name.removeprefix("model.").replace(".", "")] = tensors[name] / 2
+    tensors["model_ema.decay"] = torch.tensor(0.9999)
+    tensors["model_ema.num_updates"] = torch.tensor(3, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_of_a_file_with_averages_the_asked_for_weights_are_taken(suffix, write_file, small_unet):
+    path, raw = write_file("sd1", suffix, averaged), small_unet("sd1").state_dict()
+    for ema, share in ((False, 1), (True, 0.5)):
+        model = load_image_model(path, ema=ema)
+        assert model.has_averages
+        found = model.unet.state_dict()
+        assert all(torch.equal(found[name], tensor * share) for name, tensor in raw.items())
+
+
+def test_averages_that_are_not_there_are_refused(write_file, tmp_path):
+    def lose_one(tensors: dict[str, Tensor]) -> None:
+        averaged(tensors)
+        del tensors["model_ema.diffusion_modelinput_blocks00weight"]
+
+    assert not load_image_model(write_file("sd1")).has_averages
+    for change in (None, lose_one):
+        with pytest.raises(UserError, match=r"lacks 'model_ema\.diffusion_model.*leave ema= out"):
+            load_image_model(write_file("sd1", change=change), ema=True)
+    load_image_model(write_file("sd1")).save(tmp_path)
+    with pytest.raises(UserError, match="is a folder, which holds one set of weights"):
+        load_image_model(tmp_path, ema=True)
+
+
 def test_what_is_no_image_model_is_refused_in_a_sentence(write_file, tmp_path):
     with pytest.raises(UserError, match="Cannot read"):
         load_image_model(tmp_path / "nothing.safetensors")
@@ -222,23 +178,45 @@ def test_a_file_without_text_encoder_says_so(write_file):
         load_text_tower(write_file("sd1"))
 
 
-@pytest.mark.parametrize(
-    ("version", "widths", "text", "heads"),
-    [("1", (320, 640, 1280, 1280), 768, 8), ("2", (320, 640, 1280, 1280), 1024, [5, 10, 20, 20])],
-)
-def test_the_published_sizes_are_recognised(version, widths, text, heads):
+PUBLISHED = {
+    "1": {"cross_attention_dim": 768, "attention_head_dim": 8},
+    "2": {
+        "cross_attention_dim": 1024,
+        "attention_head_dim": [5, 10, 20, 20],
+        "use_linear_projection": True,
+    },
+    "x4": {
+        "in_channels": 7,
+        "block_out_channels": (256, 512, 512, 1024),
+        "down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
+        "up_block_types": (*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
+        "only_cross_attention": (True, True, True, False),
+        "cross_attention_dim": 1024,
+        "attention_head_dim": 8,
+        "use_linear_projection": True,
+        "num_class_embeds": 1000,
+    },
+}
+
+
+@pytest.mark.parametrize("version", PUBLISHED)
+def test_the_published_sizes_are_recognised(version):
     with torch.device("meta"):
         unet = UNet2DConditionModel(
-            block_out_channels=widths,
-            cross_attention_dim=text,
-            attention_head_dim=heads,
-            use_linear_projection=version == "2",
+            **{"block_out_channels": (320, 640, 1280, 1280), **PUBLISHED[version]}
         )
     tensors = in_the_authors_layout(unet)
     own = {name.removeprefix("model.diffusion_model."): t for name, t in tensors.items()}
     config = unet_config_of(own, where="the file")
     for key in ("block_out_channels", "down_block_types", "up_block_types"):
         assert tuple(config[key]) == tuple(unet.config[key])
-    assert config["attention_head_dim"] == heads
-    assert config["cross_attention_dim"] == text
+    told = PUBLISHED[version]
+    assert config["attention_head_dim"] == told["attention_head_dim"]
+    assert config["cross_attention_dim"] == told["cross_attention_dim"]
+    assert config["num_class_embeds"] == told.get("num_class_embeds")
+    assert config["in_channels"] == told.get("in_channels", 4)
     assert config["layers_per_block"] == 2
+    with torch.device("meta"):
+        again = UNet2DConditionModel(**config)
+    shapes = [{name: t.shape for name, t in net.state_dict().items()} for net in (unet, again)]
+    assert shapes[0] == shapes[1]

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from videoldm_core.errors import UserError
 from videoldm_core.models.stable_diffusion import load_image_model, load_text_tower
@@ -44,59 +43,6 @@ def test_a_folder_gives_its_weights_and_its_own_schedule(folder, small_unet):
         load_image_model(folder, predicts="epsilon")
 
 
-LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
-NAMINGS = {
-    "diffusers": (f"unet.{LAYER}.lora_A.weight", f"unet.{LAYER}.lora_B.weight"),
-    "old diffusers": (
-        f"unet.{LAYER.replace('.to_k', '.processor.to_k_lora')}.down.weight",
-        f"unet.{LAYER.replace('.to_k', '.processor.to_k_lora')}.up.weight",
-    ),
-    "kohya": (
-        f"lora_unet_{LAYER.replace('.', '_')}.lora_down.weight",
-        f"lora_unet_{LAYER.replace('.', '_')}.lora_up.weight",
-    ),
-}
-
-
-@pytest.mark.parametrize("naming", NAMINGS)
-def test_a_lora_is_added_to_the_layer_it_names(naming, folder, small_unet, tmp_path):
-    weight = small_unet("sd1").get_parameter(f"{LAYER}.weight")
-    generator = torch.Generator().manual_seed(4)
-    down = torch.randn(4, weight.shape[1], generator=generator)
-    up = torch.randn(weight.shape[0], 4, generator=generator)
-    first, second = NAMINGS[naming]
-    tensors = {first: down, second: up}
-    scale = 1.0
-    if naming == "kohya":
-        tensors[first.replace("lora_down.weight", "alpha")] = torch.tensor(2.0)
-        scale = 2 / 4
-    save_file(tensors, tmp_path / "lora.safetensors")
-    model = load_image_model(folder, loras=[tmp_path / "lora.safetensors"])
-    changed = model.unet.get_parameter(f"{LAYER}.weight")
-    torch.testing.assert_close(changed, weight + scale * up @ down)
-    untouched = small_unet("sd1").state_dict()
-    others = [name for name in untouched if name != f"{LAYER}.weight"]
-    assert all(torch.equal(model.unet.state_dict()[name], untouched[name]) for name in others)
-
-
-def test_a_lora_of_another_model_is_refused_by_the_layer_it_names(folder, tmp_path):
-    def write(tensors: dict[str, Tensor]) -> list[Path]:
-        save_file(tensors, tmp_path / "lora.safetensors")
-        return [tmp_path / "lora.safetensors"]
-
-    first, second = NAMINGS["diffusers"]
-    with pytest.raises(UserError, match="no LoRA matrices"):
-        load_image_model(folder, loras=write({"weight": torch.zeros(1)}))
-    with pytest.raises(UserError, match="one matrix"):
-        load_image_model(folder, loras=write({first: torch.zeros(4, 48)}))
-    with pytest.raises(UserError, match="expected"):
-        load_image_model(
-            folder, loras=write({first: torch.zeros(4, 7), second: torch.zeros(32, 4)})
-        )
-    with pytest.raises(UserError, match="has no layer 'nowhere'"):
-        load_image_model(folder, loras=write({"unet.nowhere.lora_A.weight": torch.zeros(4, 7)}))
-
-
 def test_the_text_encoder_of_a_second_version_file_is_open_clips_own(tmp_path):
     config = TextConfig(context_length=12, width=64, heads=1, layers=3, output="penultimate")
     tower = TextTower.build(config)
@@ -106,3 +52,26 @@ def test_the_text_encoder_of_a_second_version_file_is_open_clips_own(tmp_path):
     loaded = load_text_tower(tmp_path / "model.safetensors")
     captions = ["a red car overtakes at night", ""]
     assert torch.equal(loaded.encode(captions), tower.encode(captions))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_a_lora_for_queries_keys_or_values_changes_its_rows_of_a_second_version_file(
+    tmp_path, rows
+):
+    tower = TextTower.build(TextConfig(context_length=12, width=64, heads=1, layers=3))
+    named = {f"cond_stage_model.model.{n}": t for n, t in tower.transformer.state_dict().items()}
+    save_file({n: t.contiguous() for n, t in named.items()}, tmp_path / "model.safetensors")
+    generator = torch.Generator().manual_seed(3)
+    down, up = torch.randn(2, 64, generator=generator), torch.randn(64, 2, generator=generator)
+    layer = f"lora_te_text_model_encoder_layers_1_self_attn_{'qkv'[rows]}_proj"
+    lora = {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up}
+    save_file(lora, tmp_path / "lora.safetensors")
+    changed = load_text_tower(
+        tmp_path / "model.safetensors", loras=[tmp_path / "lora.safetensors"]
+    ).transformer.get_parameter("transformer.resblocks.1.attn.in_proj_weight")
+    difference = changed - tower.transformer.get_parameter(
+        "transformer.resblocks.1.attn.in_proj_weight"
+    )
+    expected = torch.zeros(3, 64, 64)
+    expected[rows] = up @ down
+    torch.testing.assert_close(difference, expected.flatten(0, 1), rtol=1e-4, atol=1e-5)

@@ -1,8 +1,6 @@
-"""The text tower: the same bits from a seed, from its folder and from OpenCLIP's own files."""
+"""The text tower: the same bits from a seed and from its folder, whatever surrounds it."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,50 +8,15 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from videoldm_core.errors import UserError
-from videoldm_core.models.text import TextConfig, TextTower, load_open_clip
+from videoldm_core.models.text import TextConfig, TextTower
 
 CAPTIONS = ["a red car overtakes at night", "", "rain " * 200]
 SMALL = TextConfig(context_length=16, width=32, heads=2, layers=3, seed=5)
-MODEL = "videoldm-test-small"
 
 
 @pytest.fixture(scope="module")
 def tower() -> TextTower:
     return TextTower.build(SMALL)
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """An open_clip CLIP of a small registered configuration, as its authors would publish it."""
-    import open_clip
-
-    folder = tmp_path_factory.mktemp("open_clip")
-    text = {
-        name: getattr(SMALL, name)
-        for name in ("context_length", "vocab_size", "width", "heads", "layers")
-    }
-    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
-    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
-    (folder / f"{MODEL}.json").write_text(json.dumps(config))
-    open_clip.add_model_config(folder / f"{MODEL}.json")
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return open_clip.create_model(MODEL).eval()
-
-
-@torch.no_grad()
-def hidden_states_of(model: Any, captions: list[str], *, layers: int) -> torch.Tensor:
-    """open_clip's own text forward up to before pooling, one caption at a time."""
-    import open_clip
-
-    states = []
-    for caption in captions:
-        tokens = open_clip.tokenize([caption], context_length=SMALL.context_length)
-        state = model.token_embedding(tokens) + model.positional_embedding
-        for block in model.transformer.resblocks[:layers]:
-            state = block(state, attn_mask=model.attn_mask)
-        states.append(model.ln_final(state))
-    return torch.cat(states)
 
 
 def test_captions_become_one_float32_state_per_token(tower: TextTower) -> None:
@@ -114,96 +77,21 @@ def test_a_saved_tower_loads_to_the_bit(tower: TextTower, tmp_path: Path) -> Non
     assert torch.equal(loaded.encode(CAPTIONS), tower.encode(CAPTIONS))
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-@pytest.mark.parametrize(("output", "layers"), [("last", 3), ("penultimate", 2)])
-def test_published_weights_give_open_clips_own_states(
-    published: Any, tmp_path: Path, suffix: str, output: Any, layers: int
-) -> None:
-    path = tmp_path / f"weights{suffix}"
-    if suffix == ".pt":
-        torch.save(
-            {"state_dict": {f"module.{k}": v for k, v in published.state_dict().items()}}, path
-        )
-    else:
-        save_file(published.state_dict(), path)
-    loaded = load_open_clip(MODEL, path, output=output)
-    expected = hidden_states_of(published, CAPTIONS, layers=layers)
-    torch.testing.assert_close(loaded.encode(CAPTIONS), expected, rtol=0, atol=1e-6)
-
-
-def test_half_precision_weights_are_read_in_single_precision(
-    published: Any, tmp_path: Path
-) -> None:
-    path = tmp_path / "half.safetensors"
-    save_file({name: tensor.half() for name, tensor in published.state_dict().items()}, path)
-    loaded = load_open_clip(MODEL, path)
-    expected = hidden_states_of(published, CAPTIONS, layers=3)
-    assert loaded.encode(CAPTIONS).dtype == torch.float32
-    torch.testing.assert_close(loaded.encode(CAPTIONS), expected, rtol=0, atol=0.05)
-
-
-def test_an_openai_style_model_gets_its_own_activation() -> None:
-    quick = TextTower.build(SMALL.model_copy(update={"activation": "quick_gelu"}))
-    assert not torch.allclose(
-        quick.encode(["rain"]), TextTower.build(SMALL).encode(["rain"]), atol=1e-6
-    )
-
-
-def test_an_unknown_model_is_named_with_its_nearest() -> None:
-    with pytest.raises(
-        UserError, match=r"Unknown OpenCLIP model 'ViT-L14'; did you mean 'ViT-L-14'\?"
-    ):
-        load_open_clip("ViT-L14", "openai")
-
-
-def test_a_tag_is_not_downloaded_unasked() -> None:
-    with pytest.raises(
-        UserError, match="'laion2b_s32b_b79k' would be downloaded, which was not asked for"
-    ):
-        load_open_clip("ViT-H-14", "laion2b_s32b_b79k")
-
-
-def test_a_model_with_another_kind_of_text_tower_is_refused() -> None:
-    with pytest.raises(UserError, match="'roberta-ViT-B-32' has a text tower with 'hf_"):
-        load_open_clip("roberta-ViT-B-32", "missing.pt")
-
-
-def test_a_missing_file_is_named(published: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No weights '.*none.pt' for videoldm-test-small"):
-        load_open_clip(MODEL, tmp_path / "none.pt")
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_a_truncated_file_is_named(published: Any, tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"cut{suffix}"
-    if suffix == ".pt":
-        torch.save(published.state_dict(), path)
-    else:
-        save_file(published.state_dict(), path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(
-        UserError, match=f"Cannot read '.*cut{suffix}' .*: expected a .safetensors file or"
-    ):
-        load_open_clip(MODEL, path)
-
-
-def test_a_file_that_would_run_code_is_refused(published: Any, tmp_path: Path) -> None:
-    torch.save({"state_dict": Path("x")}, tmp_path / "code.pt")
-    with pytest.raises(UserError, match=r"Cannot read '.*code\.pt'"):
-        load_open_clip(MODEL, tmp_path / "code.pt")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ln_final.weight": None}, "key 'ln_final.weight' is missing"),
+        ({"ln_final.weight": None}, "lacks 'ln_final.weight'"),
         (
             {"ln_final.weight": torch.zeros(7)},
-            r"key 'ln_final.weight' has shape \[7\], expected \[32\]",
+            r": 'ln_final.weight' has shape \(7,\), expected \(32,\)",
         ),
         (
             {"transformer.resblocks.9.ln_1.bias": torch.zeros(32)},
-            "key 'transformer.resblocks.9.ln_1.bias' is not in",
+            "holds 'transformer.resblocks.9.ln_1.bias', which",
+        ),
+        (
+            {"ln_final.weight": torch.ones(32, dtype=torch.int8)},
+            "'ln_final.weight' is of type int8, expected floating point",
         ),
     ],
 )
@@ -214,7 +102,7 @@ def test_weights_of_another_tower_are_refused_by_key(
     path = tmp_path / "model.safetensors"
     weights = {**load_file(path), **change}
     save_file({name: tensor for name, tensor in weights.items() if tensor is not None}, path)
-    with pytest.raises(UserError, match=rf"Text weights '.*model\.safetensors': {message}"):
+    with pytest.raises(UserError, match=rf"Text weights '.*model\.safetensors'.*{message}"):
         TextTower.load(tmp_path)
 
 

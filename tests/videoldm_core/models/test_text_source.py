@@ -28,7 +28,7 @@ def test_an_open_clip_tower_comes_from_a_file(tmp_path):
     model = open_clip.create_model("RN50")  # the smallest with a plain text tower
     path = tmp_path / "clip.safetensors"
     save_file({name: t.contiguous() for name, t in model.state_dict().items()}, path)
-    tower = OpenClipText(model="RN50", pretrained=str(path)).build()
+    tower = OpenClipText(model="RN50", pretrained=str(path), activation="gelu").build()
     weights = tower.transformer.state_dict()
     assert torch.equal(weights["ln_final.weight"], model.ln_final.weight)
 

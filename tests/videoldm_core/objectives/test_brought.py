@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
+from tests.videoldm_core.single_files import unet_like, write_single_file
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.errors import UserError
 from videoldm_core.models.encoder import load_frozen_encoder
@@ -49,6 +50,39 @@ def test_an_upscaler_is_published_with_the_autoencoder_as_its_own(x4_upscaler, t
     assert sorted(parts) == ["own_vae", "scheduler", "unet"]
     model = load_denoiser(parts)
     assert (model.shrinks, model.scale) == (4, 0.08333)
+
+
+def test_an_upscaler_in_one_file_is_published_with_its_scale_and_three_levels(tmp_path):
+    path = write_single_file(tmp_path / "x4.safetensors", "x4")
+    config = Brought(model="upscaler", source=str(path))
+    task = BroughtTask(config, null_text=torch.zeros(8, 128))
+    names = task.save(tmp_path / "out")
+    assert sorted(names) == ["own_vae", "scheduler", "unet"]
+    model = load_denoiser({name: tmp_path / "out" / name for name in names})
+    assert (model.shrinks, model.scale) == (4, 0.08333)
+    assert model.schedule.predicts == "v_prediction"
+    assert model.schedule.config["beta_end"] == 0.02
+    own, theirs = load_unet(tmp_path / "out" / "unet").state_dict(), unet_like("x4").state_dict()
+    assert all(torch.equal(own[name], theirs[name]) for name in theirs)
+
+
+def test_a_file_with_averages_says_that_its_own_weights_are_used(tmp_path):
+    def average(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith("model.diffusion_model.")]:
+            own = name.removeprefix("model.").replace(".", "")
+            tensors[f"model_ema.{own}"] = tensors[name] / 2
+
+    def task(change=None, **settings: bool) -> BroughtTask:
+        path = write_single_file(tmp_path / "sd.safetensors", "sd1", change)
+        config = Brought(model="image", source=str(path), **settings)
+        return BroughtTask(config, null_text=torch.zeros(8, 48))
+
+    assert "objective.ema=true takes the averaged ones" in task(average).remark
+    assert task().remark == ""
+    averaged = task(average, ema=True)
+    assert averaged.remark == ""
+    weight = averaged.model.unet.get_parameter("conv_in.weight")
+    assert torch.equal(weight, unet_like("sd1").get_parameter("conv_in.weight") / 2)
 
 
 def test_a_brought_model_trains_nothing(stable_diffusion):
