@@ -12,7 +12,7 @@ from flows.config import load_run
 from flows.dag import Attempt, Made
 from flows.launch import Command
 from flows.launch.local import environment
-from flows.prepare import Request, launch_text
+from flows.prepare import StepRequest, launch_text
 from flows.prepare import main as prepare_main
 from flows.pretrained import check_brought, content_of, fetch, local_stage, wanted_files
 from flows.stages import Foreman
@@ -159,7 +159,7 @@ class Recording:
     request: Request
 
     def launch(self, command: Command, **how: object) -> None:
-        self.request = Request.model_validate_json(command.argument.read_text())
+        self.request = StepRequest.model_validate_json(command.argument.read_text())
         made = Made(output=self.request.run.out / "made")
         self.request.answer.write_text(made.model_dump_json())
 
