@@ -67,14 +67,18 @@ def write_preview(job: Job, parts: Parts, batch: Batch, null_text: Tensor, path:
 
 def picture(rows: list[Tensor]) -> Image.Image:
     """Rows of frames (n 3 H W) in [-1, 1], one below the other."""
+    return Image.fromarray(pixels_of(rows).numpy())
+
+
+def pixels_of(rows: list[Tensor]) -> Tensor:
+    """Pixels of `picture`, uint8 h w 3 on the CPU."""
     height, width = rows[0].shape[-2:]
     size = (round(height * CELL_WIDTH_PX / width), CELL_WIDTH_PX)
     strips = []
     for row in rows:
         cells = interpolate(row, size=size, mode="bilinear", antialias=True)
         strips.append(rearrange(cells, "n c h w -> h (n w) c"))
-    pixels = ((torch.cat(strips).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(pixels.cpu().numpy())
+    return ((torch.cat(strips).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
 def _denoised(
