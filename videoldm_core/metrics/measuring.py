@@ -26,7 +26,7 @@ class Evidence:
     parts: Parts  # of the published stage, inherited ones included
     inherited: Parts  # what it started from
     heldout: Iterable[Batch]  # this process's share of the held-out clips, as many as fit at once
-    training: Callable[[], list[Batch]]  # a few batches, for what a baseline must fit
+    training: Callable[[], Iterable[Batch]]  # a few batches, for what a baseline must fit
     device: torch.device = torch.device("cpu")  # where networks are to run
 
     def clips(self) -> Iterator[Batch]:

@@ -205,7 +205,7 @@ class SteadierDecoding(Record):
         collected: dict[str, list[Tensor]] = {}
         for batch in evidence.clips():
             frames = rearrange(batch.clip, "b t c h w -> (b t) c h w")
-            latents = image.encode(frames).latent_dist.mean
+            latents = image.encode(frames).latent_dist.mean.float()
             latents = rearrange(latents, "(b t) c h w -> b t c h w", b=len(batch.clip))
             for name, decoder in decoders.items():
                 decoded = decoder(latents).float()

@@ -290,5 +290,6 @@ def job_of(folder: Path, objective: Any, proof: Any, parts: dict[str, Path] | No
 
 def shown(job: Job, parts: dict[str, Path], shape: tuple[int, ...], folder: Path) -> None:
     null_text = torch.zeros(4, 8, device=DEVICE)
-    previews.write_preview(job, parts, batch_of(shape).to(DEVICE), null_text, folder / "p.png")
+    clips = [batch_of((1, *shape[1:]))] * 2
+    previews.write_preview(job, parts, clips, null_text, folder / "p.png")
     assert (folder / "p.png").exists()
