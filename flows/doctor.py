@@ -25,10 +25,13 @@ LEAST_MEMORY_GIB = 4
 LEAST_DISK_GIB = 2
 ANSWER_S = 5
 MEMORY_NOTE = (
-    "ZeRO-n: weights, gradients, Adam's moments and the average, and what exchanging them takes; "
-    "by arithmetic.\nA step: what it takes beside these, an estimate: counted on shapes alone, "
-    "with a CPU's operations.\nA process takes more: its libraries (on an accelerator, its "
-    "context), and memory that is freed but not returned."
+    "ZeRO-n: weights, gradients, Adam's moments and the average, and what exchanging or stepping "
+    "them takes; by arithmetic.\nA step: what it takes beside these. Judging: all that is held "
+    "when a trained stage is judged and shown, after training has let go of the rest. A process "
+    "takes the larger of ZeRO-n with a step, and judging.\nBoth are estimates, counted on shapes "
+    "alone: with a CPU's operations, and in bf16 with an accelerator's norms.\nA "
+    "process takes more: its libraries (on an accelerator, its context), and memory that is freed "
+    "but not returned."
 )
 
 
@@ -77,14 +80,16 @@ def show_memory(run: RunConfig, console: Console | None = None) -> None:
         f"\nGiB per process expected while training, {processes} process(es), {precision}, "
         f"this run's ZeRO-{run.zero_stage}"
     )
-    console.print(f"{'stage':<16}{'frozen':>10}{'trained':>10}{zeros}{'a step':>10}")
+    console.print(f"{'stage':<16}{'frozen':>10}{'trained':>10}{zeros}{'a step':>10}{'judging':>10}")
     for row in expected_memory(table_of(run), processes=processes, precision=precision):
         if row.unknown:
             console.print(f"{row.stage:<16}{escape(row.unknown)}")
             continue
         held = "".join(f"{_gib(row.state[zero]):>10}" for zero in ZERO_STAGES)
         counts = f"{_millions(row.frozen):>10}{_millions(row.trained):>10}"
-        console.print(f"{row.stage:<16}{counts}{held}{_gib(row.activations):>10}")
+        console.print(
+            f"{row.stage:<16}{counts}{held}{_gib(row.activations):>10}{_gib(row.judging):>10}"
+        )
     console.print(MEMORY_NOTE)
 
 

@@ -41,6 +41,8 @@ def main() -> int:
 def judge(job: Job, parts: Parts, data: StageData, device: torch.device) -> tuple[WorthRow, ...]:
     """The worth rows of a stage; every process of a group calls it with its share of the clips.
 
+    Networks run as they do in sampling: float32 weights, in the job's precision.
+
     Args:
         parts: of the trained stage, inherited ones included.
     """
@@ -48,11 +50,12 @@ def judge(job: Job, parts: Parts, data: StageData, device: torch.device) -> tupl
     evidence = Evidence(
         parts=parts,
         inherited=job.parts,
-        heldout=[batch.to(device) for batch in data.heldout(job.stage.heldout_clips)],
-        training=lambda: [batch.to(device) for batch in data.training_clips()],
+        heldout=data.heldout(job.stage.heldout_clips),
+        training=data.training_clips,
         device=device,
     )
-    series = gather_series(proof.measure(evidence))
+    with job.autocast(device):
+        series = gather_series(proof.measure(evidence))
     return tuple(claim.judge(job.stage.name, series) for claim in proof.claims)
 
 

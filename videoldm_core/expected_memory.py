@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from videoldm_core.cascade import Preset, Stage
 from videoldm_core.errors import UserError
+from videoldm_core.judging_memory import judging_bytes
 from videoldm_core.machine import Precision, ZeroStage
 from videoldm_core.models.perceptual import Perceptual
 from videoldm_core.stage_networks import Configs, StageNetworks, inputs_on_meta, table_on_meta
@@ -18,6 +19,7 @@ from videoldm_core.training.memory import (
     ZERO_STAGES,
     exchanged_memory,
     held_memory,
+    stepping_memory,
 )
 from videoldm_core.training.start import hold_frozen_in_bf16
 
@@ -29,9 +31,10 @@ class StageMemory:
     stage: str
     frozen: int = 0  # parameters
     trained: int = 0
-    # Bytes per process of weights, gradients, moments, average and of their exchange.
+    # Bytes per process of weights, gradients, moments, average, and of exchanging or stepping them.
     state: dict[ZeroStage, int] = field(default_factory=dict)
     activations: int = 0  # bytes per process that one step takes beside them: an estimate
+    judging: int = 0  # all that judging takes once training has let go of its own: an estimate
     unknown: str = ""  # why none of this is known
 
 
@@ -60,6 +63,9 @@ def expected_memory(
                 },
                 activations=_largest_step(
                     stage, networks, inherited, table, processes=processes, precision=precision
+                ),
+                judging=judging_bytes(
+                    stage, inherited, table, processes=processes, precision=precision
                 ),
             )
 
@@ -93,7 +99,11 @@ def _sharded(
         exchanged_memory(frozen, trained, zero_stage=zero_stage, precision=precision)
         for frozen, trained in counts
     ]
-    return sum(held) + sum(exchanged)
+    stepping = [
+        stepping_memory(trained, zero_stage=zero_stage, processes=processes)
+        for _, trained in counts
+    ]
+    return sum(held) + max(sum(exchanged), max(stepping))
 
 
 def _largest_step(  # noqa: PLR0913 - private; one call site

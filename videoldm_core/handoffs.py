@@ -2,6 +2,7 @@
 
 from videoldm_core.annotations import Vocabulary
 from videoldm_core.cascade import Preset, Stage
+from videoldm_core.conditioning import KeyFrames
 from videoldm_core.errors import UserError
 from videoldm_core.objectives.autoencoding import Autoencoding
 from videoldm_core.objectives.brought import Brought
@@ -31,6 +32,7 @@ def check_handoffs(table: Preset) -> None:
                 f"({', '.join(stage.starts_from) or 'nothing'}), which makes "
                 f"{', '.join(sorted(inherited)) or 'nothing'}; change starts_from."
             )
+        _check_passes(stage)
         _check_alpha(stage, table)
         _check_tokens(stage, table)
         made[stage.name] = inherited | made_parts(stage)
@@ -75,6 +77,22 @@ def _tokens_of(stage: Stage, table: Preset) -> Vocabulary | None:
         return stage.objective.tokens
     inherited = [_tokens_of(table.stage(parent), table) for parent in stage.starts_from]
     return next((tokens for tokens in reversed(inherited) if tokens is not None), None)
+
+
+def _check_passes(stage: Stage) -> None:
+    """The place of a stride is the number of the pass, which sampling counts from the coarse one; a
+    window is two key frames and what lies between (§3.3).
+    """
+    objective = stage.objective
+    if not isinstance(objective, Denoising) or not isinstance(objective.given, KeyFrames):
+        return
+    every = objective.given.every
+    if stage.strides != (every, 1) or stage.frames != every + 1:
+        raise UserError(
+            f"The stage {stage.name!r} is given every {every}th frame, but sees {stage.frames} "
+            f"frames at strides {list(stage.strides)}; expected {every + 1} frames at strides "
+            f"{[every, 1]}: change frames and strides, or given.every."
+        )
 
 
 def _check_alpha(stage: Stage, table: Preset) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import torch
 from pydantic import Field
 
 from videoldm_core.cascade import Stage, VideoFormat
@@ -43,6 +44,10 @@ class Job(Record):
                 f"{self.stage.reads} store; encode the videos first."
             )
         return path
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The precision in which networks run beside training; clips and noise stay float32."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def fingerprint(self) -> str:
         """Identity of all that decides the weights; processes and micro batches do not."""

@@ -3,15 +3,16 @@
 Rows are clips, columns are frames. What a stage makes comes below what it is compared with.
 """
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from videoldm_core.cascade import Stage
 from videoldm_core.conditioning import (
     AnyGiven,
     FirstFrames,
@@ -41,46 +42,73 @@ UPSCALING_STEPS = 2  # so much is given that few steps show what a stage has lea
 CELL_WIDTH_PX = 160
 
 
+def clips_shown(stage: Stage) -> int:
+    """How many clips a picture shows; of whole upscaled frames one, for what it takes."""
+    return 1 if stage.full_size else CLIPS
+
+
 @torch.no_grad()
-def write_preview(job: Job, parts: Parts, batch: Batch, null_text: Tensor, path: Path) -> None:
-    """Writes a PNG of what the stage with these parts makes of the clips of `batch`.
+def write_preview(
+    job: Job, parts: Parts, clips: Iterable[Batch], null_text: Tensor, path: Path
+) -> None:
+    """Writes a PNG of what the stage with these parts makes of clips, each a batch of its own.
 
     Args:
-        null_text: embedding of the empty text, l d.
+        null_text: embedding of the empty text, l d; its device is where networks run.
     """
-    objective, proof, device = job.stage.objective, job.stage.proves, batch.clip.device
-    if isinstance(objective, Denoising):
-        model = load_denoiser(parts).to(device)
-        rows = _denoised(model, objective.given, parts, batch, null_text)
-    elif isinstance(proof, BeatsBilinear):  # an upscaler that was brought
-        model = load_denoiser(parts).to(device)
-        rows = _denoised(model, proof.given, parts, batch, null_text)
-    elif isinstance(objective, Autoencoding | Brought):
-        frames = batch.clip[:, 0]
-        decoded = load_vae(parts["vae"]).to(device)(frames).sample
-        rows = [frames, decoded.clamp(-1, 1)]
+    device = null_text.device
+    with job.autocast(device):
+        make = _maker(job, parts, null_text)
+        shown = [make(clip.to(device)) for clip in clips]
+    if job.stage.frames == 1:
+        rows = [torch.cat(row) for row in zip(*shown, strict=True)]
     else:
-        rows = _decoded(job.parts, parts, batch.clip)
+        rows = [row for clip in shown for row in clip]
     path.parent.mkdir(parents=True, exist_ok=True)
     picture(rows).save(path)
 
 
+def _maker(job: Job, parts: Parts, null_text: Tensor) -> Callable[[Batch], list[Tensor]]:
+    """What makes the rows (t 3 H W each) that are shown of a batch of one clip."""
+    objective, proof, device = job.stage.objective, job.stage.proves, null_text.device
+    if isinstance(objective, Denoising):
+        given = objective.given
+    elif isinstance(proof, BeatsBilinear):  # an upscaler that was brought
+        given = proof.given
+    elif isinstance(objective, Autoencoding | Brought):
+        vae = load_vae(parts["vae"]).to(device)
+        return lambda clip: [clip.clip[0], vae(clip.clip[0]).sample.float()]
+    else:
+        return _decoding(job.parts, parts, device)
+    model = load_denoiser(parts).to(device)
+    decoder = VideoDecoder(load_vae(parts["vae"]).to(device)) if "vae" in parts else None
+    return lambda clip: _denoised(model, given, decoder, clip, null_text)
+
+
 def picture(rows: list[Tensor]) -> Image.Image:
     """Rows of frames (n 3 H W) in [-1, 1], one below the other."""
+    return Image.fromarray(pixels_of(rows).numpy())
+
+
+def pixels_of(rows: list[Tensor]) -> Tensor:
+    """Pixels of `picture`, uint8 h w 3 on the CPU."""
     height, width = rows[0].shape[-2:]
     size = (round(height * CELL_WIDTH_PX / width), CELL_WIDTH_PX)
     strips = []
     for row in rows:
         cells = interpolate(row, size=size, mode="bilinear", antialias=True)
         strips.append(rearrange(cells, "n c h w -> h (n w) c"))
-    pixels = ((torch.cat(strips).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(pixels.cpu().numpy())
+    return ((torch.cat(strips).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
 def _denoised(
-    model: Denoiser, kind: AnyGiven, parts: Parts, batch: Batch, null_text: Tensor
+    model: Denoiser,
+    kind: AnyGiven,
+    decoder: VideoDecoder | None,
+    batch: Batch,
+    null_text: Tensor,
 ) -> list[Tensor]:
-    clip = model.diffused_of(batch.clip)
+    clip = model.diffused_of(batch.clip).float()
     given = _given(kind, model, clip, batch.clip)
     rng = SampleRng(0, "preview", batch.sample_ids)
     made = given.from_diffused(
@@ -102,12 +130,8 @@ def _denoised(
             generators=SampleRng(0, "preview, sampler", batch.sample_ids).generators,
         )
     )
-    vae = load_vae(parts["vae"]).to(clip.device) if "vae" in parts else None
     shown = [clip, made] if given.base is None else [clip, given.base, made]
-    videos = [_as_frames(model.clip_of(video), vae) for video in shown]
-    if clip.shape[1] == 1:
-        return [video[:, 0] for video in videos]
-    return [video[i] for i in range(len(clip)) for video in videos]
+    return [_as_frames(model.clip_of(video), decoder)[0].float() for video in shown]
 
 
 def _given(kind: AnyGiven, model: Denoiser, clip: Tensor, stored: Tensor) -> Given:
@@ -121,19 +145,23 @@ def _given(kind: AnyGiven, model: Denoiser, clip: Tensor, stored: Tensor) -> Giv
     return Given()
 
 
-def _as_frames(video: Tensor, vae: AutoencoderKL | None) -> Tensor:
-    """b t 3 H W of pixels, or of latents by the image decoder."""
-    if vae is None:
+def _as_frames(video: Tensor, decoder: VideoDecoder | None) -> Tensor:
+    """b t 3 H W of pixels, or of latents by the image decoder, a frame at a time."""
+    if decoder is None:
         return video
-    return VideoDecoder(vae)(video)
+    return torch.cat([decoder(frame) for frame in video.split(1, dim=1)], dim=1)
 
 
-def _decoded(inherited: Parts, parts: Parts, clip: Tensor) -> list[Tensor]:
-    image, tuned = (load_vae(p["vae"]).to(clip.device) for p in (inherited, parts))
+def _decoding(
+    inherited: Parts, parts: Parts, device: torch.device
+) -> Callable[[Batch], list[Tensor]]:
+    image, tuned = (load_vae(p["vae"]).to(device) for p in (inherited, parts))
     temporal = temporal_decoder_for(tuned, seed=0)
     temporal.load(parts["temporal_decoder"])
-    latents = image.encode(rearrange(clip, "b t c h w -> (b t) c h w")).latent_dist.mean
-    latents = rearrange(latents, "(b t) c h w -> b t c h w", b=len(clip))
-    tuned_decoder = VideoDecoder(tuned, temporal.to(clip.device)).eval()
-    videos = [clip, VideoDecoder(image)(latents), tuned_decoder(latents)]
-    return [video[i] for i in range(len(clip)) for video in videos]
+    decoders = VideoDecoder(image), VideoDecoder(tuned, temporal.to(device)).eval()
+
+    def decoded(batch: Batch) -> list[Tensor]:
+        latents = image.encode(batch.clip[0]).latent_dist.mean.float()[None]
+        return [batch.clip[0], *(decoder(latents)[0].float() for decoder in decoders)]
+
+    return decoded

@@ -1,6 +1,9 @@
 """The clips a stage trains on and is judged by; one process's share of them."""
 
+from collections.abc import Iterator
+
 from videoldm_core.annotations import Vocabulary
+from videoldm_core.cascade import Stage
 from videoldm_core.data.loader import Batch, read_batch
 from videoldm_core.data.plan import BoxedFrames, Windows
 from videoldm_core.data.store import open_store
@@ -41,31 +44,30 @@ class StageData:
         numbers = windows.evenly_spaced(clips)
         share = max(1, len(numbers) // self._world)
         mine = [numbers[(self._rank * share + i) % len(numbers)] for i in range(share)]
-        return self._read(windows, mine, first_id=self._rank * share)
+        return list(self._read(windows, mine, first_id=self._rank * share))
 
-    def first_heldout(self, clips: int) -> Batch:
-        """Evenly spaced held-out windows as one batch, the same for every process."""
+    def first_heldout(self, clips: int) -> Iterator[Batch]:
+        """Evenly spaced held-out windows one by one, the same for every process."""
         windows = self.windows("heldout")
-        numbers = windows.evenly_spaced(clips)
-        return read_batch(
-            self.store,
-            windows,
-            numbers,
-            resize_to=self.frame_size,
-            vocabulary=self.vocabulary,
-        )
+        return self._read(windows, windows.evenly_spaced(clips), first_id=0, at_once=1)
 
-    def training_clips(self) -> list[Batch]:
+    def training_clips(self) -> Iterator[Batch]:
         """A few evenly spaced training windows, the same for every process."""
         windows = self.windows("train")
         count = min(CALIBRATION_BATCHES * self._job.stage.batch, MOST_CALIBRATION_CLIPS)
         return self._read(windows, windows.evenly_spaced(count), first_id=0)
 
-    def _read(self, windows: Windows, numbers: list[int], *, first_id: int) -> list[Batch]:
-        stage = self._job.stage
-        size = stage.micro_batch or max(1, stage.batch // self._world)
-        return [
-            read_batch(
+    def _read(
+        self, windows: Windows, numbers: list[int], *, first_id: int, at_once: int | None = None
+    ) -> Iterator[Batch]:
+        """Batches of windows, none read before it is asked for.
+
+        Args:
+            at_once: windows per batch; None: `clips_at_once`.
+        """
+        size = at_once or clips_at_once(self._job.stage, self._world)
+        for i in range(0, len(numbers), size):
+            yield read_batch(
                 self.store,
                 windows,
                 numbers[i : i + size],
@@ -73,8 +75,14 @@ class StageData:
                 resize_to=self.frame_size,
                 vocabulary=self.vocabulary,
             )
-            for i in range(0, len(numbers), size)
-        ]
+
+
+def clips_at_once(stage: Stage, world: int) -> int:
+    """How many clips a process judges at once: as many as it trains on.
+
+    Of whole upscaled frames one: a stage that reads them trains on patches, or not at all.
+    """
+    return 1 if stage.full_size else stage.micro_batch or max(1, stage.batch // world)
 
 
 def vocabulary_of(job: Job) -> Vocabulary | None:

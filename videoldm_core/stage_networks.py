@@ -87,7 +87,7 @@ def inputs_on_meta(
     module: nn.Module, stage: Stage, video: VideoFormat, inherited: Configs, *, clips: int
 ) -> dict[str, Tensor]:
     """What one training step gives to a player's module, by argument, on the meta device."""
-    height, width = _stored_size(stage, video)
+    height, width = stored_size(stage, video)
     if isinstance(module, VideoUNet | ConditionedUNet):
         factor = _shrinking_of(stage, inherited)
         return _denoiser_inputs(module, clips, stage.frames, (height // factor, width // factor))
@@ -116,7 +116,7 @@ def _shrinking_of(stage: Stage, inherited: Configs) -> int:
     return 2 ** (len(inherited[part]["block_out_channels"]) - 1)
 
 
-def _stored_size(stage: Stage, video: VideoFormat) -> tuple[int, int]:
+def stored_size(stage: Stage, video: VideoFormat) -> tuple[int, int]:
     """Height and width in pixels of the frames that a stage sees."""
     factor = video.upscale if stage.full_size else 1
     if stage.crop is not None:

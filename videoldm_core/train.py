@@ -21,7 +21,7 @@ from videoldm_core.files import disk_error
 from videoldm_core.job import Job, load_job
 from videoldm_core.metrics.worth import WorthRow
 from videoldm_core.objectives.task import Parts
-from videoldm_core.previews import CLIPS, write_preview
+from videoldm_core.previews import clips_shown, write_preview
 from videoldm_core.provenance import git_commit
 from videoldm_core.stage_data import StageData
 from videoldm_core.tasks import build_task
@@ -37,7 +37,7 @@ from videoldm_core.training.published import (
     read_published,
     write_published,
 )
-from videoldm_core.training.start import start_players
+from videoldm_core.training.start import release_players, start_players
 
 PACKAGES = ("torch", "diffusers", "deepspeed", "webdataset")
 
@@ -130,10 +130,11 @@ class StageRun:
         heldout = actions.watch_heldout(
             self.task, self.data.heldout(job.stage.heldout_clips), job.seed, self._write
         )
-        after_step = [actions.stop_when_orphaned()]
-        if self.journal:
-            after_step.append(actions.report(self.journal))
-        after_step.append(actions.every(job.evaluate_every, heldout, last=last))
+        after_step = [
+            actions.stop_when_orphaned(),
+            actions.report(job.stage.name, self.task.players, self.journal),
+            actions.every(job.evaluate_every, heldout, last=last),
+        ]
         after_step.append(
             actions.every(
                 job.checkpoint_every,
@@ -158,6 +159,8 @@ class StageRun:
         job = self.job
         weights = job.out / "weights"
         averages = {player.name: player.ema.full() for player in self.task.players}
+        release_players(self.task)
+        del self.task
         names: list[list[str]] = [[]]
         if self.rank == 0:
             names = [self._save_weights(weights, averages)]
@@ -188,12 +191,23 @@ class StageRun:
         return names
 
     def _show(self, parts: Parts) -> None:
-        name = "previews/heldout.png"
-        batch = self.data.first_heldout(CLIPS).to(self.device)
+        """Writes the picture of held-out clips; a stage that was trained is published without it
+        where it fails, and that is said.
+        """
+        job, name = self.job, "previews/heldout.png"
+        clips = self.data.first_heldout(clips_shown(job.stage))
         null_text = self.null_text.to(self.device)
-        write_preview(self.job, parts, batch, null_text, self.job.out / name)
+        try:
+            write_preview(job, parts, clips, null_text, job.out / name)
+        except Exception as error:  # whatever it is, it is a picture's
+            reason = str(error).partition("\n")[0] or "no reason given"
+            remark = f"no preview was made ({type(error).__name__}: {reason})"
+            sys.stderr.write(f"{job.stage.name}: {remark}; the stage is published without it.\n")
+            shown = {"remark": remark}
+        else:
+            shown = {"step": job.stage.steps, "image": name, "name": "held-out clips"}
         if self.journal:
-            self.journal.write(step=self.job.stage.steps, image=name, name="held-out clips")
+            self.journal.write(**shown)
 
     def _write_published(self, own: dict[str, Path], worth: tuple[WorthRow, ...]) -> None:
         job = self.job

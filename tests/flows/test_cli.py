@@ -124,7 +124,7 @@ def test_the_doctor_says_what_memory_every_stage_takes_on_the_runs_processes(tmp
     for processes in (1, 2):
         result = videoldm("doctor", "tiny", f"out={tmp_path}", f"processes={processes}")
         head, *rows = result.stdout.partition("ZeRO-0")[2].splitlines()
-        assert head.split() == ["ZeRO-1", "ZeRO-2", "ZeRO-3", "a", "step"]
+        assert head.split() == ["ZeRO-1", "ZeRO-2", "ZeRO-3", "a", "step", "judging"]
         table[processes] = {row.split()[0]: row.split()[1:] for row in rows[:8]}
         assert "estimate" in result.stdout
     assert list(table[1]) == [row.name for row in preset("tiny").stages]

@@ -156,7 +156,7 @@ def test_the_text_step_fetches_before_it_launches_a_process_without_network(
 class Recording:
     """A launcher that keeps the request, and answers as if it had been worked on."""
 
-    request: Request
+    request: StepRequest
 
     def launch(self, command: Command, **how: object) -> None:
         self.request = StepRequest.model_validate_json(command.argument.read_text())

@@ -38,6 +38,21 @@ def test_latents_need_the_autoencoder_they_came_from():
         check_handoffs(changed("text_to_video", "upscaler", reads="latents"))
 
 
+@pytest.mark.parametrize(
+    ("fields", "seen"),
+    [
+        ({"strides": (1, 4)}, r"5 frames at strides \[1, 4\]"),
+        ({"strides": (4,)}, r"5 frames at strides \[4\]"),
+        ({"frames": 9}, r"9 frames at strides \[4, 1\]"),
+    ],
+)
+def test_an_interpolator_sees_its_key_frames_coarse_pass_first(fields, seen):
+    """Sampling calls the pass over key frames 0: training must have called it so too."""
+    expected = rf"'interpolator' is given every 4th frame, but sees {seen}; expected 5 .*\[4, 1\]"
+    with pytest.raises(UserError, match=expected):
+        check_handoffs(changed("tiny", "interpolator", **fields))
+
+
 def test_an_alpha_per_frame_of_other_clips_is_refused():
     with pytest.raises(
         UserError, match=r"'interpolator' \(per_frame alpha, 5 frames\).*'temporal'.*15 frames"

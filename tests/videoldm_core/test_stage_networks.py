@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from videoldm_core.cascade import preset
 from videoldm_core.errors import UserError
 from videoldm_core.expected_memory import expected_memory
+from videoldm_core.judging_memory import judging_bytes
 from videoldm_core.models.discriminator import CriticConfig
 from videoldm_core.models.perceptual import Perceptual, PerceptualConfig
 from videoldm_core.models.temporal_layers import count_parameters
@@ -152,6 +154,33 @@ def test_a_micro_batch_and_checkpointing_make_a_step_smaller():
         )
     ]
     assert taken[0] > 3 * taken[1] > 3 * taken[2]
+
+
+def judging(name: str, table=TINY, precision: Literal["fp32", "bf16"] = "fp32") -> int:
+    stage, parts = next((row, parts) for row, parts, _ in table_on_meta(table) if row.name == name)
+    return judging_bytes(stage, parts, table, processes=1, precision=precision)
+
+
+def test_judging_holds_networks_whole_and_sees_whole_frames():
+    networks = networks_of(TINY)["upscaler"].players["denoiser"]
+    channel = 5 * 160 * 256 * 4  # bytes of one channel of a whole clip
+    taken = judging("upscaler")
+    assert taken > count_parameters(networks) * 4 + 2 * 16 * channel
+    assert judging("upscaler", tiny_with("upscaler", micro_batch=2)) == taken, "always one clip"
+    assert judging("upscaler", precision="bf16") < taken
+
+
+def test_a_micro_batch_makes_judging_smaller_too():
+    small = tiny_with("predictor", micro_batch=1)
+    assert judging("predictor", small) < 0.6 * judging("predictor")
+
+
+def test_a_decoder_is_judged_beside_the_image_decoder():
+    stage, parts, networks = next(row for row in table_on_meta(TINY) if row[0].name == "decoder")
+    (encoder,) = networks.beside
+    held = 2 * count_parameters(encoder) + 2 * count_parameters(networks.players["decoder"])
+    latents = TINY.model_copy(update={"video": TINY.video.model_copy(update={"height": 8})})
+    assert judging_bytes(stage, parts, latents, processes=1, precision="fp32") > held * 3
 
 
 def test_a_latent_stage_sees_latents_and_a_patch_stage_its_patch():

@@ -179,6 +179,48 @@ def test_what_should_be_known_of_an_objective_is_said_first(job_of, monkeypatch,
     assert capsys.readouterr().err == "predictor: no backbone given.\n"
 
 
+def test_a_preview_that_fails_is_said_and_the_stage_is_published(job_of, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(videoldm_core.train, "write_preview", fail)
+    short = STAGE.model_copy(update={"steps": 1, "cooldown": 0})
+    job, file = job_of("no preview", stage=short)
+    assert in_this_process(file, monkeypatch) == 0
+    assert read_published(job.out) is not None
+    reason = "no preview was made (OutOfMemoryError: CUDA out of memory.)"
+    assert journal(job)[-1]["remark"] == reason
+    said = f"predictor: {reason}; the stage is published without it.\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_loss_that_is_not_finite_is_one_sentence_and_publishes_nothing(
+    job_of, monkeypatch, capsys
+):
+    def poisoned(job: Job, null: torch.Tensor) -> Task:
+        task = build_task(job, null)
+        loss = task.players[0].loss
+
+        def nan_later(net, batch, turn):
+            value, numbers = loss(net, batch, turn)
+            wrong = float("nan") if turn.step == 5 else 0.0
+            return value + wrong, {"loss": numbers["loss"] + wrong}
+
+        task.players[0].loss = nan_later
+        return task
+
+    monkeypatch.setattr(videoldm_core.train, "build_task", poisoned)
+    job, file = job_of("poisoned", checkpoint_every=1)
+    assert in_this_process(file, monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: The stage 'predictor' diverged in step 6: loss is not finite;")
+    assert error.count("\n") == 1
+    assert read_published(job.out) is None
+    kept = sorted(path.name for path in job.out.glob("checkpoints/*/step_*"))
+    assert kept == ["step_00000004", "step_00000005"]
+    assert [line["step"] for line in journal(job) if "loss" in line.get("metrics", {})][-1] == 5
+
+
 def test_a_micro_batch_that_does_not_fit_is_one_sentence(job_of, monkeypatch, capsys):
     _, file = job_of("micro", stage=STAGE.model_copy(update={"micro_batch": 3}))
     assert in_this_process(file, monkeypatch) == 2

@@ -16,6 +16,7 @@ from videoldm_core.metrics.measuring import (
     clean_low_resolution,
     error,
     levels,
+    noised,
     over_seeds,
 )
 from videoldm_core.metrics.quality import psnr
@@ -48,13 +49,13 @@ class ReconstructsFrames(Record):
         """Reconstructions by posterior means; no randomness, hence one seed."""
         vae = load_vae(evidence.parts["vae"]).to(evidence.device)
         collected: dict[str, list[Tensor]] = {}
-        for batch in evidence.heldout:
+        for batch in evidence.clips():
             frames = batch.clip[:, 0]
             latents = vae.encode(frames).latent_dist.mean
             mean = frames.mean(dim=(2, 3), keepdim=True).expand_as(frames)
             small = _same_compression(frames, latents)
             for name, decoded in (
-                ("autoencoder", vae.decode(latents).sample),
+                ("autoencoder", vae.decode(latents).sample.float()),
                 ("mean colour", mean),
                 ("bilinear, same compression", small),
             ):
@@ -84,7 +85,7 @@ class BeatsLinearDenoiser(Record):
     def measure(self, evidence: Evidence) -> Series:
         """Loss of the model and of per-channel Wiener scaling fitted to training latents."""
         model = load_denoiser(evidence.parts).to(evidence.device)
-        latents = torch.cat([b.clip for b in evidence.training()]) * model.scale
+        latents = torch.cat([b.clip for b in evidence.training()]).to(evidence.device) * model.scale
         mean = latents.mean(dim=(0, 1, 3, 4)).view(1, 1, -1, 1, 1)
         variance = latents.var(dim=(0, 1, 3, 4)).view(1, 1, -1, 1, 1)
 
@@ -100,11 +101,11 @@ class BeatsLinearDenoiser(Record):
                 found[f"Wiener {level}"] = error(linear, target)
             return found
 
-        return over_seeds(evidence.heldout, losses)
+        return over_seeds(evidence, losses)
 
 
 class BeatsBilinear(Record):
-    """The image upscaler: its best guess from pure noise, at full size."""
+    """The image upscaler: its best guess from almost pure noise, at full size."""
 
     kind: Literal["beats_bilinear"] = "beats_bilinear"
     given: LowResolution = LowResolution()
@@ -128,7 +129,9 @@ class BeatsBilinear(Record):
 
         def quality(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
             given = clean_low_resolution(self.given, model, batch.clip)
-            guess = model.clip_of(best_guess(model, model.noise_for(batch.clip, rng), batch, given))
+            clean = given.to_diffused(model.diffused_of(batch.clip).float())
+            noisy, timesteps = noised(model, clean, model.noise_for(batch.clip, rng))
+            guess = model.clip_of(best_guess(model, noisy, timesteps, batch, given)).float()
             low = shrink(batch.clip, self.given.factor)
             bilinear = enlarge(low, tuple(batch.clip.shape[-2:]))
             return {
@@ -136,7 +139,7 @@ class BeatsBilinear(Record):
                 "bilinear": psnr(bilinear, batch.clip),
             }
 
-        return over_seeds(evidence.heldout, quality)
+        return over_seeds(evidence, quality)
 
 
 def _same_compression(frames: Tensor, latents: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from videoldm_core.conditioning import Given, KeyFrames, LowResolution, mark_known
 from videoldm_core.data.loader import Batch
+from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.metrics.measuring import (
     Evidence,
     Series,
@@ -16,6 +17,7 @@ from videoldm_core.metrics.measuring import (
     clean_low_resolution,
     error,
     levels,
+    noised,
     over_seeds,
 )
 from videoldm_core.metrics.quality import flicker, psnr
@@ -63,7 +65,7 @@ class BeatsImageModel(Record):
                     found[name].append(error(prediction, target))
             return {name: torch.stack(values).mean(dim=0) for name, values in found.items()}
 
-        return over_seeds(evidence.heldout, losses)
+        return over_seeds(evidence, losses)
 
 
 class UsesFirstFrames(Record):
@@ -108,11 +110,11 @@ class UsesFirstFrames(Record):
                     found[name].append(error(prediction[:, 2:], target[:, 2:]))
             return {name: torch.stack(values).mean(dim=0) for name, values in found.items()}
 
-        return over_seeds(evidence.heldout, losses)
+        return over_seeds(evidence, losses)
 
 
 class UsesKeyFrames(Record):
-    """The interpolator: its best guess of the middle latents from pure noise."""
+    """The interpolator: its best guess of the middle latents from almost pure noise."""
 
     kind: Literal["uses_key_frames"] = "uses_key_frames"
     given: KeyFrames = KeyFrames()
@@ -132,23 +134,35 @@ class UsesKeyFrames(Record):
         )
 
     def measure(self, evidence: Evidence) -> Series:
-        """Squared error of the predicted clean latents at the highest noise."""
+        """Squared error of the predicted clean latents.
+
+        What the noise leaves of the frames to predict helps the baselines too: each takes from it
+        what brings it nearest to the truth.
+        """
         model = load_denoiser(evidence.parts).to(evidence.device)
 
         def errors(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
-            clean = model.diffused_of(batch.clip)
-            mask = self.given.mask(clean.shape[1])
+            clean = model.diffused_of(batch.clip).float()
+            frames, every = clean.shape[1], self.given.every
+            keys = list(range(0, frames, every))
+            middle = [t for t in range(frames) if t not in keys]
             given = clean_key_frames(self.given, model, clean)
-            noise = rng.normal(tuple(clean.shape[1:])).to(clean)
-            guesses = {
-                "interpolator": best_guess(model, noise, batch, given),
-                "masked": best_guess(model, noise, batch, given.without_context()),
-                "nearest key latent": clean[:, _nearest(mask)],
-                "linear interpolation": _linear(clean, self.given.every),
+            noisy, timesteps = noised(model, clean, rng.normal(tuple(clean.shape[1:])).to(clean))
+            lines = {
+                "nearest key latent": clean[:, _nearest(keys, frames)],
+                "linear interpolation": _linear(clean, every),
             }
-            return {name: error(g[:, ~mask], clean[:, ~mask]) for name, g in guesses.items()}
+            guesses = {
+                "interpolator": best_guess(model, noisy, timesteps, batch, given),
+                "masked": best_guess(model, noisy, timesteps, batch, given.without_context()),
+            }
+            found = {name: error(g[:, middle], clean[:, middle]) for name, g in guesses.items()}
+            for name, guess in lines.items():
+                remaining = error(guess[:, middle], clean[:, middle])
+                found[name] = _after_noisy(remaining, model.schedule, timesteps)
+            return found
 
-        return over_seeds(evidence.heldout, errors)
+        return over_seeds(evidence, errors)
 
 
 class SteadierDecoding(Record):
@@ -189,12 +203,12 @@ class SteadierDecoding(Record):
             "image decoder": VideoDecoder(image),
         }
         collected: dict[str, list[Tensor]] = {}
-        for batch in evidence.heldout:
+        for batch in evidence.clips():
             frames = rearrange(batch.clip, "b t c h w -> (b t) c h w")
-            latents = image.encode(frames).latent_dist.mean
+            latents = image.encode(frames).latent_dist.mean.float()
             latents = rearrange(latents, "(b t) c h w -> b t c h w", b=len(batch.clip))
             for name, decoder in decoders.items():
-                decoded = decoder(latents)
+                decoded = decoder(latents).float()
                 collected.setdefault(f"{name}, flicker", []).append(
                     flicker(decoded, batch.clip).cpu()
                 )
@@ -236,25 +250,39 @@ class SteadierUpscaling(Record):
 
         def quality(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
             given = clean_low_resolution(self.given, model, batch.clip)
-            noise = model.noise_for(batch.clip, rng)
+            clean = given.to_diffused(model.diffused_of(batch.clip).float())
+            noisy, timesteps = noised(model, clean, model.noise_for(batch.clip, rng))
             found = {}
             for name, denoiser in (("video upscaler", model), ("image upscaler", alone)):
-                guess = model.clip_of(best_guess(denoiser, noise, batch, given))
+                guess = best_guess(denoiser, noisy, timesteps, batch, given)
+                guess = model.clip_of(guess).float()
                 found[f"{name}, flicker"] = flicker(guess, batch.clip)
                 found[f"{name}, PSNR"] = psnr(guess, batch.clip)
             return found
 
-        return over_seeds(evidence.heldout, quality)
+        return over_seeds(evidence, quality)
 
 
-def _nearest(mask: Tensor) -> Tensor:
-    """For every frame the index of the nearest given one."""
-    keys = mask.nonzero().flatten()
-    return keys[(torch.arange(len(mask))[:, None] - keys[None]).abs().argmin(dim=1)]
+def _nearest(keys: list[int], frames: int) -> list[int]:
+    """For every frame the number of the nearest given one."""
+    return [min(keys, key=lambda key: abs(key - t)) for t in range(frames)]
 
 
 def _linear(clean: Tensor, every: int) -> Tensor:
-    weight = (torch.arange(clean.shape[1]) % every / every).view(1, -1, 1, 1, 1)
-    before = torch.arange(clean.shape[1]) // every * every
+    frames = torch.arange(clean.shape[1], device=clean.device)
+    weight = (frames % every / every).view(1, -1, 1, 1, 1)
+    before = frames // every * every
     after = (before + every).clamp(max=clean.shape[1] - 1)
     return (1 - weight) * clean[:, before] + weight * clean[:, after]
+
+
+def _after_noisy(remaining: Tensor, schedule: NoiseSchedule, timesteps: Tensor) -> Tensor:
+    """Least error, (b), of a guess x' that takes a share of z = alpha x + sigma eps.
+
+        x' + g (z - alpha x')  with g = alpha e / (alpha^2 e + sigma^2)  has e sigma^2 / (...)
+
+    Args:
+        remaining: e, the error of x' alone.
+    """
+    alpha, sigma = schedule.alpha(timesteps).flatten(), schedule.sigma(timesteps).flatten()
+    return remaining * sigma**2 / (alpha**2 * remaining + sigma**2)

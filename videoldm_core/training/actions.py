@@ -12,8 +12,10 @@ import torch
 from torch import distributed
 
 from videoldm_core.data.loader import Batch
+from videoldm_core.errors import UserError
 from videoldm_core.objectives.task import Task
 from videoldm_core.randomness import SampleRng
+from videoldm_core.training.engine import took_step
 from videoldm_core.training.journal import Journal
 from videoldm_core.training.loop import Action
 from videoldm_core.training.players import Player, Turn
@@ -29,18 +31,32 @@ def every(steps: int, action: Action, *, last: int) -> Action:
     return act
 
 
-def report(journal: Journal) -> Action:
-    """Writes the losses of a step to the journal.
+def report(stage: str, players: list[Player], journal: Journal | None) -> Action:
+    """Writes the losses of a step, their means over all processes, to the journal.
+
+    All processes run it, and before any checkpoint: when one meets what is not finite, all stop.
+
+    Args:
+        journal: of the first process; None: of another.
 
     Raises:
-        FloatingPointError: a loss is not finite; the last checkpoint is from before.
+        UserError: a loss, or a gradient of some process, is not finite.
     """
 
     def act(step: int, metrics: dict[str, float]) -> None:
-        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        stepped = [player for player in players if player.steps_at(step)]
+        whether = {player.name: took_step(player.engine, player.trainable) for player in stepped}
+        gradients = {f"gradient of {k}": 0.0 if taken else math.nan for k, taken in whether.items()}
+        means = _means_over_processes(metrics | gradients)
+        bad = [name for name, value in means.items() if not math.isfinite(value)]
         if bad:
-            raise FloatingPointError(f"{bad[0]} is {metrics[bad[0]]} after step {step}")
-        journal.write(step=step, metrics={name: round(v, 6) for name, v in metrics.items()})
+            raise UserError(
+                f"The stage {stage!r} diverged in step {step}: {bad[0]} is not finite; the last "
+                "checkpoint is from before. Look at what it was given, or lower "
+                f"stages.{stage}.optimizer.lr, which trains it anew."
+            )
+        if journal:
+            journal.write(step=step, metrics={name: round(means[name], 6) for name in metrics})
 
     return act
 
@@ -70,14 +86,15 @@ def watch_heldout(
     @torch.no_grad()
     def act(step: int, metrics: dict[str, float]) -> None:
         player = task.players[0]
-        totals: dict[str, torch.Tensor] = {}
+        sums: dict[str, float] = {}
         with averaged(player):
             for batch in batches:
                 turn = Turn(step=step, rng=SampleRng(seed, "heldout", batch.sample_ids))
                 for name, values in task.heldout(player.engine, batch, turn).items():
-                    totals.setdefault(name, torch.zeros(2))
-                    totals[name] += torch.tensor([values.sum().item(), len(values)])
-        write(step, {f"heldout_{k}": _mean_over_processes(v) for k, v in totals.items()})
+                    sums[name] = sums.get(name, 0.0) + values.sum().item()
+        clips = sum(len(batch.sample_ids) for batch in batches)
+        means = _means_over_processes({name: total / clips for name, total in sums.items()})
+        write(step, {f"heldout_{name}": mean for name, mean in means.items()})
 
     return act
 
@@ -86,18 +103,22 @@ def watch_heldout(
 def averaged(player: Player):
     """Runs a block with the player's averaged weights in place."""
     player.ema.swap()
-    was_training = player.module.training
+    modes = {layer: layer.training for layer in player.module.modules()}
     player.module.eval()
     try:
         yield
     finally:
-        player.module.train(was_training)
+        for layer, mode in modes.items():  # frozen layers may have another than those that train
+            layer.training = mode
         player.ema.swap()
 
 
-def _mean_over_processes(total_and_count: torch.Tensor) -> float:
-    if distributed.is_initialized():
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        total_and_count = total_and_count.to(device)
-        distributed.all_reduce(total_and_count)
-    return (total_and_count[0] / total_and_count[1]).item()
+def _means_over_processes(numbers: dict[str, float]) -> dict[str, float]:
+    """Means of numbers that all processes have by the same names; one collective call."""
+    if not distributed.is_initialized():
+        return numbers
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    total = torch.tensor(list(numbers.values()), dtype=torch.float64, device=device)
+    distributed.all_reduce(total)
+    means = (total / distributed.get_world_size()).tolist()
+    return dict(zip(numbers, means, strict=True))

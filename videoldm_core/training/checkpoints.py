@@ -19,9 +19,9 @@ from videoldm_core.models.weights import check_keys, read_tensors
 from videoldm_core.training.engine import (
     full_moments,
     full_tensors,
-    is_first_process,
     restore_moments,
 )
+from videoldm_core.training.partitions import is_first_process
 from videoldm_core.training.players import Player
 
 KEPT = 2

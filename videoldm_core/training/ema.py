@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from videoldm_core.training.engine import full_tensors, local_part, local_tensors
+from videoldm_core.training.engine import full_tensors
+from videoldm_core.training.partitions import forget_whole, local_part, local_tensors
 
 
 class Ema:
@@ -42,6 +43,7 @@ class Ema:
     @torch.no_grad()
     def swap(self) -> None:
         """Exchanges the average and the weights; calling it again undoes it."""
+        forget_whole(self._parameters)
         for name, local in local_tensors(self._parameters).items():
             kept = local.clone()
             local.copy_(self._average[name])

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from videoldm_core.errors import UserError
 from videoldm_core.records import Decay, Record
+from videoldm_core.training.partitions import is_first_process, local_part
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 LARGEST_BUCKET = 50_000_000  # values per collective call
@@ -49,6 +50,8 @@ class Engine(Protocol):
 
     def step(self) -> Any: ...
 
+    def was_step_applied(self) -> bool: ...
+
     def compile(self, backend: str = ..., compile_kwargs: dict[str, Any] = ...) -> None: ...
 
 
@@ -70,6 +73,7 @@ class TorchEngine:
         self.module, self.optimizer = module, _adamw(trainable, config)
         self._trainable, self._clip, self._bf16 = trainable, config.clip_norm, bf16
         self._accumulate, self._micro_steps = accumulate, 0
+        self._applied = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         device = self._trainable[0].device.type
@@ -81,13 +85,23 @@ class TorchEngine:
         (loss / self._accumulate).backward()
 
     def step(self) -> None:
-        """After the last micro batch of a step: clips, steps and clears the gradients."""
+        """After the last micro batch of a step: clips, steps and clears the gradients.
+
+        Gradients that are not finite are no step: weights and moments stay as they are.
+        """
         self._micro_steps += 1
+        self._applied = False
         if self._micro_steps % self._accumulate:
             return
-        nn.utils.clip_grad_norm_(self._trainable, self._clip)
-        self.optimizer.step()
+        norm = nn.utils.clip_grad_norm_(self._trainable, self._clip)
+        self._applied = bool(norm.isfinite())
+        if self._applied:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def was_step_applied(self) -> bool:
+        """Whether the last `step` moved the weights."""
+        return self._applied
 
     def compile(
         self, backend: str = "inductor", compile_kwargs: dict[str, Any] | None = None
@@ -173,31 +187,21 @@ def set_learning_rate(engine: Engine, lr: float) -> None:
         group["lr"] = lr
 
 
+def took_step(engine: Engine, parameters: dict[str, nn.Parameter]) -> bool:
+    """Whether the last step moved the weights, and they are finite still.
+
+    ZeRO-1 to 3 leave out a step of gradients that are not finite; ZeRO-0 takes it.
+    """
+    # ZeRO-3's partitions end in padding that holds anything.
+    whole = [p.data for p in parameters.values() if not hasattr(p, "ds_tensor")]
+    finite = not whole or bool(torch.stack(torch._foreach_norm(whole)).isfinite().all())
+    return engine.was_step_applied() and finite
+
+
 # State that does not depend on how it was sharded ------------------------------------------------
 #
-# A checkpoint holds full tensors by parameter name. DeepSpeed's own holds flat partitions of one
-# number of processes and one ZeRO stage, and by default the frozen weights too.
-
-
-def local_tensors(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """What this process holds of each parameter: all of it, or its ZeRO-3 partition."""
-    return {name: getattr(p, "ds_tensor", p).data for name, p in parameters.items()}
-
-
-def local_part(parameter: nn.Parameter, full: Tensor) -> Tensor:
-    """The part of a whole tensor that this process would hold for `parameter`."""
-    shard = getattr(parameter, "ds_tensor", None)
-    if shard is None:
-        return full.to(parameter.device)
-    size, rank = shard.numel(), torch.distributed.get_rank(parameter.ds_process_group)  # type: ignore[attr-defined]
-    padded = torch.zeros(size * torch.distributed.get_world_size(), dtype=full.dtype)
-    padded[: full.numel()] = full.flatten()
-    return padded[rank * size : (rank + 1) * size].view_as(shard).to(shard.device)
-
-
-def is_first_process() -> bool:
-    """Whether this process writes what all of them made."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+# By parameter name. DeepSpeed's own checkpoint holds flat partitions of one number of processes and
+# one ZeRO stage, and by default the frozen weights too.
 
 
 def full_tensors(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:

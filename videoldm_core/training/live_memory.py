@@ -6,11 +6,14 @@ backward, so recomputation and temporaries count as they fall.
 
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -70,19 +73,59 @@ def activation_bytes(
         module: on the meta device; what trains requires gradients. It is of no use afterwards.
         inputs: of its forward pass, by argument, on the meta device.
         loss: of what the forward pass returns.
-        in_bfloat16: whether the forward pass is under autocast.
+        in_bfloat16: whether the forward pass is under autocast; an accelerator's, which takes more
+            than a CPU's.
     """
-    with FakeTensorMode():
-        _take_shapes_alone(module)
-        given = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in inputs.items()}
-        parameters = list(module.parameters())
-        with LiveStorages([*parameters, *module.buffers(), *given.values()]) as live:
+    with FakeTensorMode(), _as_on_an_accelerator(in_bfloat16):
+        given, live = _on_shapes(module, inputs)
+        with live:
             with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
                 out = module(**given)
             loss(out).backward()
             del out
-            gradients = [p.grad for p in parameters if p.grad is not None]
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
             return live.peak(without=gradients)
+
+
+def forward_bytes(module: nn.Module, inputs: dict[str, Tensor], *, in_bfloat16: bool) -> int:
+    """Most bytes that one forward pass without gradients needs beside the weights.
+
+    Args:
+        module, inputs, in_bfloat16: as for `activation_bytes`.
+    """
+    with FakeTensorMode(), _as_on_an_accelerator(in_bfloat16), torch.no_grad():
+        given, live = _on_shapes(module, inputs)
+        with live, torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
+            out = module(**given)
+            del out
+            return live.peak()
+
+
+class _AcceleratorNorms(TorchFunctionMode):
+    """Norms as CUDA's autocast runs them: they take and return float32, where the CPU's take and
+    return bfloat16, which is less.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in (F.group_norm, F.layer_norm):
+            return func(*args, **(kwargs or {}))
+        first, *others = args
+        with torch.autocast("cpu", enabled=False):
+            return func(first.float(), *others, **(kwargs or {}))
+
+
+def _as_on_an_accelerator(in_bfloat16: bool) -> AbstractContextManager:
+    # PyTorch plays an accelerator's forward pass on shapes alone, but no backward pass.
+    return _AcceleratorNorms() if in_bfloat16 else nullcontext()
+
+
+def _on_shapes(
+    module: nn.Module, inputs: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], LiveStorages]:
+    """Inputs of the present mode, and what follows all storages but theirs and the weights'."""
+    _take_shapes_alone(module)
+    given = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in inputs.items()}
+    return given, LiveStorages([*module.parameters(), *module.buffers(), *given.values()])
 
 
 def _take_shapes_alone(module: nn.Module) -> None:

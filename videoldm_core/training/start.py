@@ -1,5 +1,8 @@
-"""Players made ready to train: on their device, in engines, from a checkpoint if there is one."""
+"""Players made ready to train: on their device, in engines, from a checkpoint if there is one; and
+let go.
+"""
 
+import gc
 from collections.abc import Collection
 from pathlib import Path
 
@@ -44,6 +47,22 @@ def start_players(
         player.ema = Ema(player.trainable, job.stage.ema)
     if found:
         load_optimizers(found[0], task.players, found[1])
+
+
+def release_players(task: Task) -> None:
+    """Lets go of all that training held: what comes after reads published weights, and has room.
+
+    `task` has no players afterwards. Its caller lets go of it too. Of ZeRO-3 a process's share of
+    the state stays: DeepSpeed (0.19) holds on to it.
+    """
+    for player in task.players:
+        destroy = getattr(player.engine, "destroy", None)
+        if destroy:  # DeepSpeed's: hooks hold on to it otherwise
+            destroy()
+    task.players.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def micro_batches_per_step(stage: Stage, world: int) -> int:

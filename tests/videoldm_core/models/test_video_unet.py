@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from videoldm_core.conditioning import mark_known
+from videoldm_core.models.temporal import TemporalResBlock, TemporalTransformer, zeroed
 from videoldm_core.models.temporal_layers import TemporalConfig, TemporalLayers
 from videoldm_core.models.video_unet import VideoUNet, temporal_layers_for
 
@@ -113,16 +113,45 @@ def test_alpha_one_is_exactly_the_image_model_whatever_the_temporal_weights():
     assert not torch.allclose(disturbed_video, images, atol=1e-3)
 
 
-def test_every_frame_of_a_video_sees_every_other_and_videos_never_mix():
-    unet = image_unet("sd1")
-    model = VideoUNet(unet, disturbed(temporal_layers_for(unet, TemporalConfig(), seed=0)))
-    noisy, timesteps, text, _ = inputs(unet, frames=4)
+def spread(model: VideoUNet) -> torch.Tensor:
+    """How much every frame changes, (videos, frames), when the second of the first video does."""
+    noisy, timesteps, text, _ = inputs(model.unet, frames=4)
     changed = noisy.clone()
     changed[0, 1] += 1
     with torch.no_grad():
         difference = (model(changed, timesteps, text) - model(noisy, timesteps, text)).abs()
-    per_frame = difference.amax(dim=(2, 3, 4))
-    assert (per_frame[0] > 1e-5).all()
+    return difference.amax(dim=(2, 3, 4))
+
+
+def test_attention_alone_lets_every_frame_see_every_other_and_videos_never_mix():
+    unet = image_unet("sd1")
+    phi = disturbed(temporal_layers_for(unet, TemporalConfig(), seed=0))
+    transformers = []
+    for layer in phi.layers.values():
+        if isinstance(layer, TemporalResBlock):  # its group norms and convolutions see frames too
+            torch.nn.init.constant_(layer.mixer.logit, 1e4)
+        elif isinstance(layer, TemporalTransformer):
+            transformers.append(layer)
+    found = spread(VideoUNet(unet, phi))
+    assert (found[0] > 1e-5).all()
+    assert (found[1] == 0).all()
+    for layer in transformers:
+        zeroed(layer.attn_self.to_out)
+    found = spread(VideoUNet(unet, phi))
+    assert (found[0] > 0).tolist() == [False, True, False, False], "nothing else tells frames"
+
+
+def test_residual_blocks_let_frames_see_each_other_too():
+    unet = image_unet("pixel")
+    phi = disturbed(temporal_layers_for(unet, TemporalConfig(), seed=0))
+    noisy, timesteps, text, level = inputs(unet, frames=4)
+    changed = noisy.clone()
+    changed[0, 1] += 1
+    model = VideoUNet(unet, phi)
+    with torch.no_grad():
+        outs = [model(x, timesteps, text, noise_level=level) for x in (changed, noisy)]
+    per_frame = (outs[0] - outs[1]).abs().amax(dim=(2, 3, 4))
+    assert (per_frame[0] > 0).all()
     assert (per_frame[1] == 0).all()
 
 
@@ -153,17 +182,39 @@ def test_context_label_and_temporal_text_reach_the_output():
             assert not torch.allclose(base, other, atol=1e-4)
 
 
+FULLEST = TemporalConfig(
+    context_channels=5, context_reach=2, labels=2, told_context_noise=True, frames_in_alpha=3
+)
+
+
+@pytest.mark.parametrize("in_bfloat16", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_only_phi_gets_gradients_and_checkpointing_keeps_them(checkpointing):
+@pytest.mark.parametrize(
+    "config",
+    [
+        TemporalConfig(context_channels=5),
+        FULLEST,
+        FULLEST.model_copy(update={"frames_in_alpha": None}),
+    ],
+    ids=["context", "all, alpha per frame", "all, one alpha"],
+)
+def test_only_phi_gets_gradients_and_all_of_it(config, checkpointing, in_bfloat16):
     unet = image_unet("sd2").requires_grad_(False)
-    phi = disturbed(temporal_layers_for(unet, TemporalConfig(context_channels=5), seed=0))
+    phi = disturbed(temporal_layers_for(unet, config, seed=0))
     noisy, timesteps, text, _ = inputs(unet)
-    context = torch.randn(2, 3, 5, 16, 24, generator=torch.Generator().manual_seed(3))
+    given = {"context": torch.randn(2, 3, 5, 16, 24, generator=torch.Generator().manual_seed(3))}
+    if config.labels:
+        given |= {"label": torch.tensor([0, 1]), "context_noise": torch.tensor([0, 250])}
     model = VideoUNet(unet, phi, checkpointing=checkpointing)
-    model(noisy, timesteps, text, context=context).square().mean().backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
+        out = model(noisy, timesteps, text, **given)
+    out.float().square().mean().backward()
     assert all(p.grad is None for p in unet.parameters())
     lacking = [name for name, p in phi.named_parameters() if p.grad is None or not p.grad.any()]
     assert lacking == []
+    for name in ("logit", "label"):
+        parts = [p.grad for n, p in phi.named_parameters() if n.split(".")[-1] == name]
+        assert all(grad.ne(0).all() for grad in parts if grad is not None), name
 
 
 def test_the_unet_is_never_modified():
@@ -236,21 +287,3 @@ def test_a_saved_phi_works_under_another_backbone_of_the_same_shape(tmp_path):
         assert torch.equal(loaded, VideoUNet(second, phi)(noisy, timesteps, text))
         assert not torch.allclose(loaded, VideoUNet(second)(noisy, timesteps, text), atol=1e-3)
         assert not torch.allclose(loaded, VideoUNet(first, phi)(noisy, timesteps, text), atol=1e-3)
-
-
-def test_a_mask_of_zeros_is_the_unconditional_model():
-    """Whatever the frames hold: c_S = (m * z, m) says nothing of a masked one (§3.2)."""
-    unet = image_unet("sd1")
-    config = TemporalConfig(context_channels=5, context_reach=2)
-    model = VideoUNet(unet, disturbed(temporal_layers_for(unet, config, seed=0)))
-    noisy, timesteps, text, _ = inputs(unet)
-    clip = torch.randn(2, 3, 4, 16, 24, generator=torch.Generator().manual_seed(4))
-    nobody = mark_known(clip, torch.zeros(2, 3, dtype=torch.bool))
-    somebody = mark_known(clip, torch.tensor([[True, False, False]] * 2))
-    with torch.no_grad():
-        masked, blind, given = (
-            model(noisy, timesteps, text, context=g.context)
-            for g in (nobody, somebody.without_context(), somebody)
-        )
-    assert torch.equal(masked, blind)
-    assert not torch.allclose(masked, given, atol=1e-3)

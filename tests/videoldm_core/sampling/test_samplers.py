@@ -87,10 +87,12 @@ class GaussianModel(nn.Module):
         return best_prediction(self.schedule, noisy, timesteps, mean)
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.0, 3.5])
-def test_context_guidance_moves_the_mean_by_its_scale_and_keeps_the_variance(scale):
+@pytest.mark.parametrize("scale", [1.0, 3.5])
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_context_guidance_moves_the_mean_by_its_scale_and_keeps_the_variance(sampler, name, scale):
     """Of two normals of one variance, Eq. 4 makes the normal of the mean m0 + s (m1 - m0)."""
-    schedule = SCHEDULES["v, zero terminal SNR"].build()
+    schedule = SCHEDULES[name].build()
     model = Denoiser(GaussianModel(schedule), schedule, 1.0)  # type: ignore[arg-type]
     known = torch.tensor([[True, False]])
     text = torch.zeros(1, 1, 1)
@@ -106,9 +108,13 @@ def test_context_guidance_moves_the_mean_by_its_scale_and_keeps_the_variance(sca
             guidance=Guidance(context=scale),
         )
 
-    found = drawn(schedule, predict, sampler="ddim")
-    assert found.mean().item() == pytest.approx(scale, abs=0.06)
-    assert found.std().item() == pytest.approx(DEVIATION, abs=0.03)
+    found = drawn(schedule, predict, sampler=sampler)
+    # Sampling begins with noise alone, though a last level may hold a little signal.
+    missing = 0.0
+    if "zero" not in name:
+        missing = scale * DEVIATION * schedule.alpha(torch.tensor([980])).item()
+    assert found.mean().item() == pytest.approx(scale, abs=0.06 + missing)
+    assert found.std().item() == pytest.approx(DEVIATION, abs=0.035)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -1,7 +1,8 @@
 """Run by the launcher on two processes: trains the same players under every ZeRO stage and saves
 the results.
 
-torchrun ... players_program.py WEIGHTS REQUEST ..., each request the arguments of `run` as JSON
+torchrun ... players_program.py WEIGHTS REQUEST ..., each request the arguments of `run` as JSON, or
+of `poisoned` where it has that key.
 """
 
 import json
@@ -18,6 +19,7 @@ from videoldm_core.annotations import Box, LabelKind, Vocabulary
 from videoldm_core.cascade import Stage, preset
 from videoldm_core.conditioning import FirstFrames
 from videoldm_core.data.loader import Batch
+from videoldm_core.errors import UserError
 from videoldm_core.job import Job
 from videoldm_core.models.discriminator import CriticConfig
 from videoldm_core.models.image import UNetConfig
@@ -25,6 +27,7 @@ from videoldm_core.objectives.decoding import DecodingTask, TemporalDecoding
 from videoldm_core.objectives.denoising import Denoising, DenoisingTask, ScheduleConfig
 from videoldm_core.objectives.task import Task
 from videoldm_core.told import told_of
+from videoldm_core.training import actions
 from videoldm_core.training.checkpoints import latest_checkpoint, save_checkpoint
 from videoldm_core.training.engine import (
     OptimizerConfig,
@@ -32,10 +35,12 @@ from videoldm_core.training.engine import (
     join_processes,
     leave_processes,
 )
-from videoldm_core.training.loop import train
+from videoldm_core.training.loop import Action, train
+from videoldm_core.training.players import Turn
 from videoldm_core.training.start import start_players
 
 GLOBAL_BATCH = 4
+HELDOUT = 1000  # number of a batch that no step sees
 WORDS = Vocabulary(
     labels=(LabelKind(name="time", values=("day", "night")),), box_classes=("car",), max_boxes=2
 )
@@ -134,11 +139,20 @@ def job_of(out: Path, stage: dict[str, Any], **more: Any) -> Job:
     return Job(stage=changed, video=video, latents=out, text_tower=out, out=out, **more)
 
 
-def run(out: str, weights: Path, *, steps: int, stage: dict[str, Any] | None = None, **job: Any):
+def run(
+    out: str,
+    weights: Path,
+    *,
+    steps: int,
+    watch: bool = False,
+    stage: dict[str, Any] | None = None,
+    **job: Any,
+):
     """Trains all tasks for `steps` steps in all (going on from a checkpoint) and saves what
     results.
 
     Args:
+        watch: measures held-out clips after each step, and saves the numbers.
         stage, job: what differs from the job of a whole batch in float32 under ZeRO-2.
     """
     Path(out).mkdir(parents=True, exist_ok=True)
@@ -150,27 +164,38 @@ def run(out: str, weights: Path, *, steps: int, stage: dict[str, Any] | None = N
     }
     for name, (make, shape) in tasks.items():
         task = make(weights, checkpointing=told.stage.checkpointing)
-        result = trained(task, told, Path(out) / f"{name}_checkpoints", shape, steps)
+        folder, numbers = Path(out) / f"{name}_checkpoints", {}
+        heldout = [next(batches(shape, rank(), world(), HELDOUT))]
+        watching = [actions.watch_heldout(task, heldout, 0, numbers.__setitem__)] if watch else []
+        result = trained(task, told, folder, shape, steps=steps, after_step=watching)
         if rank() == 0:
             save_file(result, Path(out) / f"{name}_{steps}.safetensors")
+            (Path(out) / f"{name}_heldout.json").write_text(json.dumps(numbers))
         else:
             assert not result, "whole models are held by the first process alone"
 
 
-def trained(task: Task, job: Job, folder: Path, shape: tuple[int, ...], steps: int):
+def trained(
+    task: Task,
+    job: Job,
+    folder: Path,
+    shape: tuple[int, ...],
+    *,
+    steps: int,
+    after_step: list[Action],
+):
     """Weights and averages of all players after `steps` steps, whole, by name."""
-    world = distributed.get_world_size() if distributed.is_initialized() else 1
     found = latest_checkpoint(folder)
     start = found[1] if found else 0
-    start_players(job, task, found, device=torch.device("cpu"), world=world)
+    start_players(job, task, found, device=torch.device("cpu"), world=world())
     train(
         task.players,
-        batches(shape, rank(), world, start),
+        batches(shape, rank(), world(), start),
         start=start,
         steps=steps,
         seed=0,
         rate=lambda step: 1.0,
-        after_step=[],
+        after_step=after_step,
         micro_batch=job.stage.micro_batch,
     )
     save_checkpoint(folder, task.players, steps)
@@ -181,9 +206,49 @@ def trained(task: Task, job: Job, folder: Path, shape: tuple[int, ...], steps: i
     return result
 
 
+def poisoned(out: str, weights: Path, **job: Any) -> None:
+    """Trains the denoiser; in the second step the gradient of the last process alone is NaN, though
+    its loss is finite. Every process writes what it is told.
+    """
+    told = job_of(Path(out), {}, **job)
+    task, folder = denoising_task(weights), Path(out) / "checkpoints"
+    (player,) = task.players
+
+    def loss(net: Any, batch: Batch, turn: Turn) -> tuple[torch.Tensor, dict[str, float]]:
+        value, numbers = task.loss(net, batch, turn)
+        if turn.step == 1 and rank() == world() - 1:
+            value = value + (value - value.detach()).abs().sqrt()  # sqrt'(0) * 0
+        return value, numbers
+
+    player.loss = loss
+    start_players(told, task, None, device=torch.device("cpu"), world=world())
+    said = "nothing"
+    try:
+        train(
+            task.players,
+            batches((3, 4, 8, 12), rank(), world(), 0),
+            start=0,
+            steps=3,
+            seed=0,
+            rate=lambda step: 1.0,
+            after_step=[
+                actions.report("predictor", task.players, None),
+                lambda step, _: save_checkpoint(folder, task.players, step),
+            ],
+        )
+    except UserError as error:
+        said = str(error)
+    Path(out, f"said_{rank()}.txt").write_text(said)
+
+
 def rank() -> int:
     """The number of this process."""
     return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 if __name__ == "__main__":
@@ -191,7 +256,9 @@ if __name__ == "__main__":
     program, weights, *requests = sys.argv
     torch.use_deterministic_algorithms(True)
     for request in requests:  # one after the other in one start
-        run(weights=Path(weights), **json.loads(request))
+        asked = json.loads(request)
+        does = poisoned if asked.pop("poisoned", False) else run
+        does(weights=Path(weights), **asked)
     distributed.barrier()
     distributed.destroy_process_group()
     leave_processes(0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from videoldm_core.data.loader import Batch
+from videoldm_core.errors import UserError
 from videoldm_core.training import actions
 from videoldm_core.training.ema import Ema
 from videoldm_core.training.engine import OptimizerConfig, TorchEngine
@@ -26,9 +27,25 @@ def test_an_action_runs_every_so_often_and_at_the_end():
     assert ran == [3, 6, 8]
 
 
+def player_after(gradient: float) -> Player:
+    """One that has been stepped once by this gradient."""
+    module = nn.Linear(1, 1)
+    player = Player(
+        name="denoiser",
+        module=module,
+        trainable=trainable_parameters(module, [module]),
+        loss=lambda net, batch, turn: (torch.zeros(()), {}),
+        optimizer=OptimizerConfig(lr=0.1),
+    )
+    player.engine = TorchEngine(module, list(module.parameters()), player.optimizer, False)
+    player.engine.backward(module.weight.sum() * gradient)
+    player.engine.step()
+    return player
+
+
 def test_losses_go_into_the_journal(tmp_path: Path):
     journal = Journal(tmp_path / "j.jsonl")
-    actions.report(journal)(4, {"loss": 0.12345678, "critic": 1.0})
+    actions.report("decoder", [player_after(1.0)], journal)(4, {"loss": 0.12345678, "critic": 1.0})
     line = json.loads(journal.path.read_text())
     assert line["step"] == 4
     assert line["metrics"] == {"loss": 0.123457, "critic": 1.0}
@@ -36,9 +53,28 @@ def test_losses_go_into_the_journal(tmp_path: Path):
 
 def test_a_loss_that_is_not_a_number_stops_training_and_is_named(tmp_path: Path):
     journal = Journal(tmp_path / "j.jsonl")
-    with pytest.raises(FloatingPointError, match="critic is nan after step 4"):
-        actions.report(journal)(4, {"loss": 0.1, "critic": float("nan")})
+    report = actions.report("decoder", [player_after(1.0)], journal)
+    with pytest.raises(
+        UserError, match=r"'decoder' diverged in step 4: critic is not finite; .*lr"
+    ):
+        report(4, {"loss": 0.1, "critic": float("nan")})
     assert not journal.path.exists()
+
+
+@pytest.mark.parametrize("gradient", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_moves_nothing_and_stops_training(gradient):
+    player = player_after(gradient)
+    assert all(p.isfinite().all() for p in player.trainable.values())
+    with pytest.raises(UserError, match="gradient of denoiser is not finite"):
+        actions.report("decoder", [player], None)(1, {"loss": 0.1})
+
+
+def test_a_player_that_has_not_started_is_not_asked_for_its_step():
+    critic = player_after(float("nan"))
+    critic.starts_at = 8
+    actions.report("decoder", [player_after(1.0), critic], None)(8, {"loss": 0.1})
+    with pytest.raises(UserError, match="gradient of"):
+        actions.report("decoder", [player_after(1.0), critic], None)(9, {"loss": 0.1})
 
 
 class CountingTask:
@@ -88,6 +124,14 @@ def test_measuring_leaves_weights_and_mode_as_they_were(clips):
     assert module.training
     assert module.weight.item() == 1.0
     assert task.players[0].ema.full()["weight"].item() == 5.0
+
+
+def test_measuring_leaves_every_layer_in_its_own_mode(clips):
+    player = CountingTask().players[0]
+    player.module.train().add_module("frozen", nn.Dropout(0.5).eval())
+    with actions.averaged(player):
+        assert not any(layer.training for layer in player.module.modules())
+    assert [layer.training for layer in player.module.modules()] == [True, False]
 
 
 def test_every_measurement_has_the_same_noise(clips):

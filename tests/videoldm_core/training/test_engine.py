@@ -1,5 +1,6 @@
 """DeepSpeed on two real processes against one torch process, and checkpoints across both."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,16 +26,18 @@ def results(tmp_path_factory, program, two_processes, deterministic) -> Path:
     def request(name: str, zero_stage: int, steps: int = STEPS) -> dict:
         return {"out": str(folder / name), "zero_stage": zero_stage, "steps": steps}
 
-    requests = [
-        request(name, stage, steps)
-        for stage in range(4)
-        for name, steps in ((f"zero{stage}", STEPS), (f"resumed{stage}", 2), (f"resumed{stage}", 3))
-    ]
+    requests = []
+    for stage in range(4):
+        requests += [request(f"zero{stage}", stage) | {"watch": True}]
+        requests += [request(f"resumed{stage}", stage, steps) for steps in (2, 3)]
+        poisoned = {"out": str(folder / f"poisoned{stage}"), "zero_stage": stage}
+        (folder / f"poisoned{stage}").mkdir()
+        requests += [poisoned | {"poisoned": True}]
     # ZeRO-3 comes last: DeepSpeed then puts a linear function of its own, with other rounding, into
     # the rest of the process. Another number of processes goes on from what it left after 2 steps.
     two_processes(weights, *requests, request("moved", 3, 2))
     for name, steps in (("start", 0), ("torch", STEPS), ("moved", STEPS)):
-        program.run(str(folder / name), weights, steps=steps)
+        program.run(str(folder / name), weights, steps=steps, watch=True)
     return folder
 
 
@@ -64,6 +67,31 @@ def test_another_number_of_processes_goes_on_from_a_checkpoint(results, task):
     moved = load_file(results / "moved" / f"{task}_{STEPS}.safetensors")
     start = load_file(results / "start" / f"{task}_0.safetensors")
     assert distance(moved, expected) < 0.01 * distance(expected, start)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_averages_are_measured_as_in_one_torch_process_after_every_step(results, task, zero_stage):
+    """Training goes on between, and ends as without (see the restarted run)."""
+    expected, found = (
+        json.loads((results / name / f"{task}_heldout.json").read_text())
+        for name in ("torch", f"zero{zero_stage}")
+    )
+    assert list(found) == ["1", "2", "3"]
+    assert len({str(numbers) for numbers in found.values()}) == 3, "the averages move"
+    for step, numbers in expected.items():
+        assert found[step] == pytest.approx(numbers, rel=1e-5)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_gradient_of_one_process_that_is_not_finite_stops_all_before_a_checkpoint(
+    results, zero_stage
+):
+    folder = results / f"poisoned{zero_stage}"
+    for rank in range(2):
+        said = (folder / f"said_{rank}.txt").read_text()
+        assert "'predictor' diverged in step 2: gradient of denoiser is not finite" in said
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_00000001"]
 
 
 def test_training_moves_the_weights_it_should(results, program):

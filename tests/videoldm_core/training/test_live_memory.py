@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from videoldm_core.models.temporal_layers import TemporalConfig
 from videoldm_core.models.video_unet import VideoUNet, temporal_layers_of_shape
-from videoldm_core.training.live_memory import activation_bytes
+from videoldm_core.training.live_memory import activation_bytes, forward_bytes
 from videoldm_core.training.memory import held_memory
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -124,6 +124,40 @@ def test_autocast_to_bfloat16_takes_less():
         for bf16 in (False, True)
     )
     assert half < 0.75 * full
+
+
+def test_bfloat16_norms_count_as_an_accelerator_runs_them_in_float32():
+    def layers() -> nn.Module:
+        with torch.device("meta"):
+            norms = [nn.LayerNorm(WIDTH) if i % 2 else nn.Linear(WIDTH, WIDTH) for i in range(8)]
+            return nn.Sequential(*norms)
+
+    inputs = {"input": torch.empty(ROWS, WIDTH, device="meta")}
+    taken = activation_bytes(layers(), inputs, lambda out: out.float().sum(), in_bfloat16=True)
+    # Kept of each pair: the input in bfloat16, the norm's in float32, and what it is made from.
+    assert taken > 4 * (ONE / 2 + ONE)
+    seen: list[torch.dtype] = []
+    watched = nn.Sequential(nn.GroupNorm(5, WIDTH, device="meta"), Seen(seen))
+    forward_bytes(watched, inputs, in_bfloat16=True)
+    assert seen == [torch.float32]
+
+
+class Seen(nn.Module):
+    def __init__(self, types: list[torch.dtype]) -> None:
+        super().__init__()
+        self.types = types
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.types.append(x.dtype)
+        return x
+
+
+def test_a_forward_pass_alone_keeps_nothing_for_a_backward_pass():
+    inputs = {"x": torch.empty(ROWS, WIDTH, device="meta")}
+    with torch.device("meta"):
+        chains = Chain(3, recomputed=False), Chain(8, recomputed=False)
+    # What the squares begin with, which the caller holds, and the input and output of one.
+    assert [forward_bytes(c, inputs, in_bfloat16=False) for c in chains] == [3 * ONE, 3 * ONE]
 
 
 def test_the_estimate_is_within_a_quarter_of_a_real_process_peak():

@@ -1,5 +1,6 @@
 """Players made ready: how a batch is split, what is held in which precision, and where."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from videoldm_core.training import start
 from videoldm_core.training.checkpoints import save_checkpoint
 from videoldm_core.training.engine import OptimizerConfig, TorchEngine
 from videoldm_core.training.players import Player, Turn, trainable_parameters
-from videoldm_core.training.start import micro_batches_per_step, start_players
+from videoldm_core.training.start import (
+    micro_batches_per_step,
+    release_players,
+    start_players,
+)
 
 CPU = torch.device("cpu")
 
@@ -58,6 +63,21 @@ def test_a_micro_batch_that_does_not_divide_the_share_is_refused_with_those_that
         micro_batches_per_step(job_of(batch=8, micro_batch=3).stage, 2)
     with pytest.raises(UserError, match="does not divide the 4 clips"):
         micro_batches_per_step(job_of(batch=8, micro_batch=8).stage, 2)
+
+
+def test_players_that_are_let_go_leave_nothing_behind(denoising, job_of):
+    start_players(job_of(), denoising, None, device=CPU, world=1)
+    (player,) = denoising.players
+    player.engine.backward(sum(p.sum() for p in player.trainable.values()))
+    player.engine.step()
+    moment = player.engine.optimizer.state[next(iter(player.trainable.values()))]["exp_avg"]
+    average = next(iter(player.ema._average.values()))
+    held = [weakref.ref(t) for t in (*player.module.parameters(), moment, average)]
+    del player, moment, average
+    release_players(denoising)
+    assert denoising.players == []
+    del denoising.model, denoising.frozen
+    assert not any(ref() is not None for ref in held)
 
 
 def types_of(module: nn.Module) -> dict[str, torch.dtype]:
