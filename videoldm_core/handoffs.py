@@ -87,11 +87,13 @@ def _check_passes(stage: Stage) -> None:
     if not isinstance(objective, Denoising) or not isinstance(objective.given, KeyFrames):
         return
     every = objective.given.every
-    if stage.strides != (every, 1) or stage.frames != every + 1:
+    pairs = zip(stage.strides, stage.strides[1:], strict=False)
+    finer = all(coarse == every * fine for coarse, fine in pairs)
+    if not finer or stage.frames != every + 1:
         raise UserError(
             f"The stage {stage.name!r} is given every {every}th frame, but sees {stage.frames} "
-            f"frames at strides {list(stage.strides)}; expected {every + 1} frames at strides "
-            f"{[every, 1]}: change frames and strides, or given.every."
+            f"frames at strides {list(stage.strides)}; expected {every + 1} frames, and strides "
+            f"each {every} times the next, as {[every, 1]}: change them, or given.every."
         )
 
 

@@ -42,7 +42,7 @@ def test_latents_need_the_autoencoder_they_came_from():
     ("fields", "seen"),
     [
         ({"strides": (1, 4)}, r"5 frames at strides \[1, 4\]"),
-        ({"strides": (4,)}, r"5 frames at strides \[4\]"),
+        ({"strides": (8, 4)}, r"5 frames at strides \[8, 4\]"),
         ({"frames": 9}, r"9 frames at strides \[4, 1\]"),
     ],
 )
@@ -51,6 +51,11 @@ def test_an_interpolator_sees_its_key_frames_coarse_pass_first(fields, seen):
     expected = rf"'interpolator' is given every 4th frame, but sees {seen}; expected 5 .*\[4, 1\]"
     with pytest.raises(UserError, match=expected):
         check_handoffs(changed("tiny", "interpolator", **fields))
+
+
+@pytest.mark.parametrize("strides", [(4,), (8, 2)])
+def test_an_interpolator_may_make_one_pass_or_end_at_fewer_frames_a_second(strides):
+    check_handoffs(changed("tiny", "interpolator", strides=strides))
 
 
 def test_an_alpha_per_frame_of_other_clips_is_refused():
