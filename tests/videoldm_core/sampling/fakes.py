@@ -32,8 +32,8 @@ SCHEDULE = NoiseSchedule(
     {
         "prediction_type": "v_prediction",
         "beta_schedule": "scaled_linear",
+        "steps_offset": 0,
         "set_alpha_to_one": True,
-        "clip_sample": False,
     }
 )
 
