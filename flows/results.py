@@ -54,7 +54,7 @@ class Ending:
 
         Several futures become video-1.mp4, video-2.mp4 and so on.
         """
-        from videoldm_core.generate import Request
+        from videoldm_core.sampling.request import Request
 
         stages = {row.name: self.run.stage_folder(row.name) for row in self.foreman.table.stages}
         request = Request(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from videoldm_core.cascade import Preset, Stage
 from videoldm_core.errors import UserError
 from videoldm_core.models.perceptual import Perceptual
+from videoldm_core.models.weights import hold_frozen_in_bf16
 from videoldm_core.stage_networks import Configs, StageNetworks, inputs_on_meta, table_on_meta
 from videoldm_core.training.live_memory import activation_bytes
 from videoldm_core.training.memory import (
@@ -20,7 +21,6 @@ from videoldm_core.training.memory import (
     exchanged_memory,
     held_memory,
 )
-from videoldm_core.training.start import hold_frozen_in_bf16
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from flows.session import evaluate, sample_to, work
 from flows.tracking import Tracker
 from tests.flows.test_report import write_video
 from videoldm_core.errors import UserError
-from videoldm_core.generate import Request as SampleRequest
 from videoldm_core.job import load_job
+from videoldm_core.sampling.request import Request as SampleRequest
 from videoldm_core.training.published import PublishedStage, describe_parts, write_published
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
