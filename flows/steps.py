@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows import results
-from flows.config import RunConfig, tracking_uri
+from flows.config import RunConfig, SampleConfig, tracking_uri
 from flows.dag import Step
 from flows.prepare import launch_step
-from flows.pretrained import content_of
+from flows.pretrained import content_of, files_of
 from flows.stages import Foreman
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def cascade_steps(foreman: Foreman) -> list[Step]:
         name="sample",
         title="sample a video",
         needs=("text", *names),
-        settings={**run.sample.model_dump(mode="json"), "roles": table.roles.model_dump()},
+        settings={**sample_settings(run.sample), "roles": table.roles.model_dump()},
         make=ending.sample,
         trains=True,
     )
@@ -147,6 +147,16 @@ def text_settings(table: "Preset") -> dict[str, Any]:
         assert isinstance(objective, Brought), f"{table.text.stage} brings a model with its text"
         settings["model"] = content_of(objective)
     return settings
+
+
+def sample_settings(sample: SampleConfig) -> dict[str, Any]:
+    """What is asked of the sampled video; of files that it is made from, not where they are."""
+    brought = {
+        "first_frame": sample.first_frame and files_of(sample.first_frame),
+        "backbone": sample.backbone and files_of(sample.backbone),
+        "loras": [files_of(path) for path in sample.loras],
+    }
+    return sample.model_dump(mode="json") | brought
 
 
 def inventory(folder: Path | None) -> list[list[Any]]:
