@@ -22,6 +22,14 @@ def test_every_committed_run_file_is_valid():
         assert table_of(load_run(path.stem)).stages
 
 
+def test_committed_runs_sample_with_as_many_frames_at_once_as_were_trained():
+    for path in RUNFILES.glob("*.yaml"):
+        run = load_run(path.stem)
+        table = table_of(run)
+        trained = {table.stage(name).frames for name in ("decoder", "upscaler")}
+        assert trained == {sampling_of(run).portion}, path.stem
+
+
 def test_overrides_are_read_by_the_type_of_their_field():
     overrides = [
         "seed=7",
