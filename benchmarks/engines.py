@@ -21,12 +21,12 @@ from benchmarks import timing
 from benchmarks.training_step import FULL, SMALL, Shape, video_unet
 from videoldm_core.training.engine import (
     Engine,
-    OptimizerConfig,
     TorchEngine,
     deepspeed_engine,
     join_processes,
     leave_processes,
 )
+from videoldm_core.training.optimizer import OptimizerConfig
 
 GOAL = 1.05
 LONG_STEP_S = 1.0

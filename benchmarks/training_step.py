@@ -23,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import timing
 from videoldm_core.models.temporal_layers import TemporalConfig
 from videoldm_core.models.video_unet import VideoUNet, temporal_layers_for
-from videoldm_core.training.engine import OptimizerConfig, TorchEngine
+from videoldm_core.training.engine import TorchEngine
+from videoldm_core.training.optimizer import OptimizerConfig
 
 
 class Shape(NamedTuple):

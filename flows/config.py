@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import yaml
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from flows.table import merged, table_of
+from videoldm_core.annotations import GivenBox
 from videoldm_core.errors import UserError
 from videoldm_core.files import unreadable, write_text_atomically
 from videoldm_core.machine import Precision, ZeroStage
 from videoldm_core.records import Record, nearest, parse_record
 
 if TYPE_CHECKING:
+    from videoldm_core.cascade import Preset
     from videoldm_core.sampling.config import SamplingConfig
 
 RUNFILES = Path(__file__).parent / "runfiles"
@@ -38,8 +40,9 @@ class SampleConfig(Record):
     key_frames: int = Field(default=5, ge=2)  # before the interpolation passes
     passes: int = Field(default=2, ge=0, le=2)  # of the interpolator
     labels: dict[str, str] = {}  # name -> value, where the preset has labels
-    boxes: list[dict[str, Any]] | None = None  # [{"class": "car", "box": [x0, y0, x1, y1]}, ...]
-    size: tuple[int, int] | None = None  # height, width before upscaling, px; None: as trained
+    boxes: tuple[GivenBox, ...] | None = None  # [{"class": "car", "box": [x0, y0, x1, y1]}, ...]
+    # Height, width before upscaling, px; None: as trained.
+    size: tuple[PositiveInt, PositiveInt] | None = None
     first_frame: Path | None = None  # png or jpg that the video goes on from
     futures: int = Field(default=1, ge=1)  # videos that share the first frame
     backbone: Path | None = None  # fine-tune of the image model: diffusers folder or single file
@@ -92,15 +95,17 @@ def load_run(runfile: str, overrides: list[str] | None = None) -> RunConfig:
         overrides: "seed=3", "stages.temporal.steps=10", ...
 
     Raises:
-        UserError: an unreadable file, an unknown key, preset or stage, a value of the wrong type.
+        UserError: an unreadable file, an unknown key, preset, stage, label or class of boxes, a
+            value of the wrong type, a file that is not there.
     """
     path = find_runfile(runfile)
     values = _read_yaml(path)
     for override in overrides or []:
         _apply(override, values)
     run = parse_record(RunConfig, values, where=f"the run file {path.name}")
-    table_of(run)
+    table = table_of(run)
     sampling_of(run)
+    _check_sample(run.sample, table)
     if run.videos is not None:
         _check_videos(run.videos)
     sample = run.sample
@@ -165,6 +170,23 @@ def _check_videos(folder: Path) -> None:
         raise UserError(
             f"videos = {str(folder)!r} is not a folder; give the folder that holds the videos."
         )
+
+
+def _check_sample(sample: SampleConfig, table: "Preset") -> None:
+    """Refuses words that the preset lacks, and files that are not there."""
+    from videoldm_core.told import check_request
+
+    words = table.vocabulary
+    check_request([words], sample.labels, sample.boxes)
+    words.known_labels(sample.labels, where="sample.labels")
+    words.known_boxes([box.named() for box in sample.boxes or ()], where="sample.boxes")
+    named = [("first_frame", sample.first_frame), ("backbone", sample.backbone)]
+    for name, path in [*named, *(("loras", lora) for lora in sample.loras)]:
+        if path is not None and not path.exists():
+            raise UserError(
+                f"sample.{name} = {str(path)!r} does not exist; give the path of a file"
+                f"{' or folder' if name == 'backbone' else ''} on this machine."
+            )
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -155,16 +155,19 @@ def content_of(objective: "Brought") -> dict[str, Any]:
     source = objective.source or ""
     settings = objective.model_dump(mode="json")
     if source and not source.startswith(HUB):
-        settings["source"] = _files(Path(source))
-    settings["loras"] = [
-        _files(path) + _files(path.with_name("adapter_config.json")) for path in objective.loras
-    ]
-    settings["encoder"] = _files(objective.encoder) if objective.encoder else None
+        settings["source"] = files_of(Path(source))
+    settings["loras"] = [lora_files(path) for path in objective.loras]
+    settings["encoder"] = files_of(objective.encoder) if objective.encoder else None
     return settings
 
 
-def _files(path: Path) -> list[list[Any]]:
-    """Name, size and time of a file, or of every file below a folder."""
+def lora_files(path: Path) -> list[list[Any]]:
+    """`files_of` a LoRA, with the config that may lie beside it and says its scale."""
+    return files_of(path) + files_of(path.with_name("adapter_config.json"))
+
+
+def files_of(path: Path) -> list[list[Any]]:
+    """Name, size and time of a file, or of every file below a folder: what a change shows in."""
     folder = path if path.is_dir() else path.parent
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     stats = [(file, file.stat()) for file in files]

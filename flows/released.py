@@ -19,7 +19,7 @@ from videoldm_core.records import Record, load_record, parse_record
 if TYPE_CHECKING:
     import pandas
 
-    from videoldm_core.generate import Request
+    from videoldm_core.sampling.request import Request
 
 
 class Row(Record):
@@ -80,7 +80,7 @@ class Released:
         return pandas.DataFrame({"video": videos})
 
     def _request(self, row: Row, where: str, out: Path) -> "Request":
-        from videoldm_core.generate import Request
+        from videoldm_core.sampling.request import Request
 
         values = self._defaults.model_dump() | row.model_dump(exclude_none=True)
         text_tower = self._data / TEXT_TOWER

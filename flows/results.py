@@ -11,6 +11,7 @@ from flows.stages import Foreman
 from flows.summary import beaten_texts, measured, worth_rows
 from flows.tracking import CASCADE
 from videoldm_core.files import sha256_of_folder, write_text_atomically
+from videoldm_core.records import parse_record
 
 if TYPE_CHECKING:
     from videoldm_core.cascade import Preset
@@ -53,19 +54,22 @@ class Ending:
         """Samples a video into `video`, with an animated preview beside it.
 
         Several futures become video-1.mp4, video-2.mp4 and so on.
+
+        Raises:
+            UserError: see `videoldm_core.generate`.
         """
-        from videoldm_core.generate import Request
+        from videoldm_core.sampling.request import Request
 
         stages = {row.name: self.run.stage_folder(row.name) for row in self.foreman.table.stages}
-        request = Request(
-            stages=stages,
-            roles=self.foreman.table.roles,
-            precision=self.run.precision,
-            text_tower=self._text_tower,
-            out=video,
-            sampling=sampling_of(self.run),
-            **self.run.sample.model_dump(exclude={"sampling"}),
-        )
+        values = self.run.sample.model_dump(exclude={"sampling"}) | {
+            "stages": stages,
+            "roles": self.foreman.table.roles,
+            "precision": self.run.precision,
+            "text_tower": self._text_tower,
+            "out": video,
+            "sampling": sampling_of(self.run),
+        }
+        request = parse_record(Request, values, where="sample")
         folder = self.run.out / "steps"
         path = folder / "sample.request.json"
         write_text_atomically(path, request.model_dump_json(indent=2) + "\n")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows import results
-from flows.config import RunConfig, tracking_uri
+from flows.config import RunConfig, SampleConfig, tracking_uri
 from flows.dag import Step
 from flows.prepare import launch_step, launch_text
-from flows.pretrained import brought_model, content_of
+from flows.pretrained import brought_model, content_of, files_of, lora_files
 from flows.stages import Foreman
 from videoldm_core.files import files_below
 
@@ -29,7 +29,7 @@ def cascade_steps(foreman: Foreman) -> list[Step]:
         name="sample",
         title="sample a video",
         needs=("text", *names),
-        settings={**run.sample.model_dump(mode="json"), "roles": table.roles.model_dump()},
+        settings={**sample_settings(run.sample), "roles": table.roles.model_dump()},
         make=ending.sample,
         uses_accelerator=True,
     )
@@ -154,6 +154,16 @@ def text_settings(table: "Preset") -> dict[str, Any]:
     if isinstance(table.text, ModelText):
         settings["model"] = content_of(brought_model(table.stage(table.text.stage)))
     return settings
+
+
+def sample_settings(sample: SampleConfig) -> dict[str, Any]:
+    """What is asked of the sampled video; of files that it is made from, not where they are."""
+    brought = {
+        "first_frame": sample.first_frame and files_of(sample.first_frame),
+        "backbone": sample.backbone and files_of(sample.backbone),
+        "loras": [lora_files(path) for path in sample.loras],
+    }
+    return sample.model_dump(mode="json") | brought
 
 
 def inventory(folder: Path | None) -> list[list[Any]]:

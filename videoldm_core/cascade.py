@@ -20,7 +20,7 @@ from videoldm_core.objectives.brought import Brought
 from videoldm_core.objectives.decoding import TemporalDecoding
 from videoldm_core.objectives.denoising import Denoising
 from videoldm_core.records import Decay, Record, nearest
-from videoldm_core.training.engine import OptimizerConfig
+from videoldm_core.training.optimizer import OptimizerConfig
 
 AnyObjective = Annotated[
     Autoencoding | Denoising | TemporalDecoding | Brought, Field(discriminator="kind")

@@ -4,14 +4,40 @@ z_tau = alpha_tau x + sigma_tau eps,   sigma^2 = 1 - alpha^2                    
 target y = eps  or  v = alpha_tau eps - sigma_tau x                                (Eq. 1)
 """
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 from diffusers import DDIMScheduler
+from pydantic import Field
 from torch import Tensor
 
 from videoldm_core.errors import UserError
+from videoldm_core.records import Record, parse_record
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+FILE = "scheduler_config.json"
+
+
+class Trained(Record):
+    """What a diffusers scheduler's configuration says of how its model was trained.
+
+    Defaults are those that diffusers reads into a file without the key, but for offset and last
+    alpha: these are Stable Diffusion's, whose files in other samplers' words lack them.
+    """
+
+    num_train_timesteps: int = Field(default=1000, ge=1)
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] | None = None
+    beta_start: float = Field(default=0.0001, gt=0, lt=1)
+    beta_end: float = Field(default=0.02, gt=0, lt=1)
+    trained_betas: tuple[float, ...] | None = None  # in place of a beta schedule
+    prediction_type: str = "epsilon"
+    rescale_betas_zero_snr: bool = False  # the last level is noise alone (Lin 2023)
+    # How few steps are spread over the levels, and whether the last one ends without noise.
+    timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    steps_offset: int = Field(default=1, ge=0)
+    set_alpha_to_one: bool = False
 
 
 class NoiseSchedule:
@@ -19,35 +45,49 @@ class NoiseSchedule:
 
     Both come from the image model's own scheduler configuration, never from us: CompVis calls
     "linear" what diffusers calls "scaled_linear", and Stable Diffusion versions differ in what
-    they predict.
+    they predict. What such a configuration says of a sampler (its solver, its choice of levels,
+    clipping) is left out: it was chosen for another sampler, or for pixels.
+
+    Args:
+        where: what the configuration is, for messages.
 
     Attributes:
-        config: the diffusers scheduler configuration it was made from.
+        config: what all of diffusers' schedulers read.
         timesteps: how many noise levels there are; level `timesteps - 1` is the noisiest.
+
+    Raises:
+        UserError: the configuration says no noise levels, or nonsense.
     """
 
-    def __init__(self, config: dict) -> None:
-        scheduler = DDIMScheduler.from_config(config)
-        if scheduler.config.prediction_type not in PREDICTION_TYPES:
-            raise UserError(
-                f"The noise schedule predicts {scheduler.config.prediction_type!r}; expected "
-                f"{' or '.join(PREDICTION_TYPES)}. Use an image model trained with one of them."
-            )
-        self.config = dict(scheduler.config)
-        self.predicts: str = scheduler.config.prediction_type
-        self.timesteps: int = scheduler.config.num_train_timesteps
-        self._signal_power = scheduler.alphas_cumprod.double()
+    def __init__(self, config: Mapping[str, Any], *, where: str = "The noise schedule") -> None:
+        known = {key: config[key] for key in Trained.model_fields if key in config}
+        trained = parse_record(Trained, known, where=where)
+        _check(trained, where)
+        self.config = trained.model_dump(exclude_none=True) | {
+            "clip_sample": False,  # latents reach beyond 1
+            "thresholding": False,
+        }
+        self.predicts: str = trained.prediction_type
+        self.timesteps: int = trained.num_train_timesteps
+        self._signal_power = DDIMScheduler.from_config(self.config).alphas_cumprod.double()
 
     @classmethod
     def load(cls, folder: Path) -> "NoiseSchedule":
-        """Reads the `scheduler/` folder of a diffusers image model."""
+        """Reads the `scheduler/` folder of a diffusers image model, of whichever sampler.
+
+        Raises:
+            UserError: there is none, or it is not one.
+        """
         try:
-            return cls(DDIMScheduler.load_config(folder, local_files_only=True))
-        except OSError:
+            config = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            config = None
+        if not isinstance(config, dict):
             raise UserError(
-                f"No noise schedule in {str(folder)!r}; expected scheduler_config.json as in the "
-                "scheduler/ folder of a diffusers model."
-            ) from None
+                f"No noise schedule in {str(folder)!r}; expected {FILE} as in the scheduler/ "
+                "folder of a diffusers model."
+            )
+        return cls(config, where=f"The noise schedule {str(folder / FILE)!r}")
 
     def save(self, folder: Path) -> None:
         """Writes a `scheduler/` folder that diffusers reads."""
@@ -87,3 +127,22 @@ class NoiseSchedule:
         if self.predicts == "epsilon":
             return (noisy - sigma * prediction) / alpha
         return alpha * noisy - sigma * prediction
+
+
+def _check(trained: Trained, where: str) -> None:
+    if trained.prediction_type not in PREDICTION_TYPES:
+        raise UserError(
+            f"{where} predicts {trained.prediction_type!r}; expected "
+            f"{' or '.join(PREDICTION_TYPES)}. Use an image model trained with one of them."
+        )
+    betas, timesteps = trained.trained_betas, trained.num_train_timesteps
+    if betas is None and trained.beta_schedule is None:
+        raise UserError(
+            f"{where} says no noise levels: it has neither beta_schedule nor trained_betas; copy "
+            "the file of the model it belongs to."
+        )
+    if betas is not None and len(betas) != timesteps:
+        raise UserError(
+            f"{where} has {len(betas)} trained_betas for num_train_timesteps = {timesteps}; "
+            "expected one for each: copy the file of the model it belongs to."
+        )

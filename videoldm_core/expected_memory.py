@@ -12,6 +12,7 @@ from videoldm_core.errors import UserError
 from videoldm_core.judging_memory import judging_bytes
 from videoldm_core.machine import Precision, ZeroStage
 from videoldm_core.models.perceptual import Perceptual
+from videoldm_core.models.weights import hold_frozen_in_bf16
 from videoldm_core.stage_networks import Configs, StageNetworks, inputs_on_meta, table_on_meta
 from videoldm_core.training.live_memory import activation_bytes
 from videoldm_core.training.memory import (
@@ -19,9 +20,7 @@ from videoldm_core.training.memory import (
     ZERO_STAGES,
     exchanged_memory,
     held_memory,
-    stepping_memory,
 )
-from videoldm_core.training.start import hold_frozen_in_bf16
 
 
 @dataclass(frozen=True)
@@ -99,11 +98,7 @@ def _sharded(
         exchanged_memory(frozen, trained, zero_stage=zero_stage, precision=precision)
         for frozen, trained in counts
     ]
-    stepping = [
-        stepping_memory(trained, zero_stage=zero_stage, processes=processes)
-        for _, trained in counts
-    ]
-    return sum(held) + max(sum(exchanged), max(stepping))
+    return sum(held) + sum(exchanged)
 
 
 def _largest_step(  # noqa: PLR0913 - private; one call site

@@ -1,68 +1,32 @@
 """Samples videos with a whole cascade: `python -m videoldm_core.generate request.json`."""
 
-import hashlib
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from videoldm_core.annotations import GivenBox
-from videoldm_core.cascade import Roles
-from videoldm_core.conditioning import FirstFrames, KeyFrames
+from videoldm_core.conditioning import KeyFrames
 from videoldm_core.errors import UserError
-from videoldm_core.files import sha256_of_file, sha256_of_folder, write_bytes_atomically
+from videoldm_core.files import write_bytes_atomically
 from videoldm_core.models.image import load_vae, shrinking
 from videoldm_core.models.stable_diffusion import load_image_model, load_text_tower
 from videoldm_core.models.text import TextTower
-from videoldm_core.records import Record, load_record
-from videoldm_core.sampling.config import SamplingConfig
+from videoldm_core.records import load_record
 from videoldm_core.sampling.drawing import Drawing, Prompt, Texts
 from videoldm_core.sampling.first_frame import encode_picture, read_picture
 from videoldm_core.sampling.interpolation import Progress
-from videoldm_core.sampling.loading import Release, load_cascade, read_release
+from videoldm_core.sampling.loading import Release, load_cascade, predicted_by, read_release
 from videoldm_core.sampling.long import Cascade, first_latent, frames_of
+from videoldm_core.sampling.request import Request, check, identity
 from videoldm_core.sampling.unfinished import begin, end, unfinished_folder, write_video
 from videoldm_core.told import check_request
 from videoldm_core.training.journal import Journal
-from videoldm_core.training.published import published_digest
-
-
-class Request(Record):
-    """One video, or several futures of one first frame."""
-
-    stages: dict[str, Path]  # stage name -> its folder; needs all that have a role
-    roles: Roles
-    text_tower: Path
-    prompt: str
-    labels: dict[str, str] = {}  # name -> value, for models that are told labels
-    boxes: tuple[GivenBox, ...] | None = None  # of the first frame; None: not said
-    key_frames: int = Field(default=8, ge=2)
-    passes: int = Field(default=2, ge=0, le=2)  # interpolation passes
-    size: tuple[int, int] | None = None  # height, width of the base resolution, px; None: trained
-    first_frame: Path | None = None  # png or jpg that the video goes on from
-    futures: int = Field(default=1, ge=1)  # videos that share the first frame and differ after it
-    backbone: Path | None = None  # fine-tune of the image model: diffusers folder or single file
-    loras: tuple[Path, ...] = ()  # added to the backbone
-    seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"  # of networks; bf16: autocast
-    sampling: SamplingConfig = SamplingConfig()
-    out: Path  # the mp4; a gif and a journal appear beside it
-
-    @property
-    def videos(self) -> list[Path]:
-        """What is written: `out`, or of several futures video-1.mp4, video-2.mp4, ..."""
-        if self.futures == 1:
-            return [self.out]
-        numbers = range(1, self.futures + 1)
-        return [self.out.with_stem(f"{self.out.stem}-{number}") for number in numbers]
+from videoldm_core.training.memory import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +35,7 @@ class Models:
 
     release: Release
     device: torch.device
+    precision: Precision
     cascade: Cascade
     tower: TextTower
     personal_tower: TextTower | None  # of the backbone; None: there is none
@@ -106,17 +71,21 @@ def load_models(request: Request) -> Models:
         UserError: see `generate`.
     """
     release = read_release(request.roles, request.stages)
-    _check(request, release)
+    check(request, release)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     personal = personal_tower = None
     if request.backbone is not None:
-        personal = load_image_model(request.backbone, loras=request.loras)
-    cascade = load_cascade(release, device, personal=personal)
+        # A folder says what its model predicts; of a single file, who takes it for a fine-tune of
+        # the release's image model says so.
+        predicts = None if request.backbone.is_dir() else predicted_by(release)
+        personal = load_image_model(request.backbone, loras=request.loras, predicts=predicts)
+    cascade = load_cascade(release, device, precision=request.precision, personal=personal)
     if request.backbone is not None:
         personal_tower = load_text_tower(request.backbone, loras=request.loras)
     return Models(
         release=release,
         device=device,
+        precision=request.precision,
         cascade=cascade,
         tower=TextTower.load(request.text_tower),
         personal_tower=personal_tower,
@@ -124,13 +93,15 @@ def load_models(request: Request) -> Models:
 
 
 def make(request: Request, models: Models) -> None:
-    """`generate` with models that are loaded: those of `request`, maybe for another one.
+    """`generate` with models that are loaded: those of `request`, maybe for another one of the
+    same precision.
 
     Raises:
         UserError: the request asks for what the models cannot do, or the disk cannot be written to.
     """
+    assert request.precision == models.precision, f"models are loaded for {models.precision}"
     release, cascade = models.release, models.cascade
-    _check(request, release)
+    check(request, release)
     prompt = _prompt(request, models)
     folder = unfinished_folder(request.out)
     journal = cache(lambda: Journal(request.out.with_suffix(".journal.jsonl")))
@@ -170,49 +141,6 @@ def frame_rate(release: Release, passes: int) -> float:
         assert isinstance(given, KeyFrames), "checked when the release was read"
         fps *= given.every**passes
     return fps
-
-
-def identity(request: Request, release: Release, device: torch.device) -> str:
-    """Hex SHA-256 of all that decides the videos' bytes on one machine, wherever they are."""
-    paths = {"out", "stages", "text_tower", "first_frame", "backbone", "loras"}
-    decides: dict[str, Any] = request.model_dump(mode="json", exclude=paths)
-    decides["stages"] = {role: published_digest(release.folder(role)) for role in release.stages}
-    decides["text_tower"] = sha256_of_folder(request.text_tower)
-    if request.first_frame is not None:
-        decides["first_frame"] = sha256_of_file(request.first_frame)
-    brought = [path for path in (request.backbone, *request.loras) if path is not None]
-    # Gigabytes, so not read once more: an edited file has another size or time.
-    decides["brought"] = [
-        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
-        for path in brought
-        for file in ([path] if path.is_file() else sorted(path.rglob("*")))
-    ]
-    decides["by"] = [torch.__version__, device.type]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-
-
-def _check(request: Request, release: Release) -> None:
-    """Refuses what no model of the release can do, before any is loaded."""
-    if request.out.suffix != ".mp4":
-        raise UserError(f"out = {str(request.out)!r} is to be an mp4; let its name end in .mp4.")
-    takes_first = isinstance(release.given("key_frames"), FirstFrames)
-    if request.first_frame is not None and not takes_first:
-        raise UserError(
-            f"first_frame = {str(request.first_frame)!r}, but the key-frame model "
-            f"{request.roles.key_frames!r} was trained without context and goes on from no frame; "
-            "leave first_frame out, or train a prediction model (§3.2)."
-        )
-    if request.futures > 1 and request.first_frame is None and request.roles.first_frame is None:
-        raise UserError(
-            f"futures = {request.futures} share a first frame, but none is made or given; give "
-            "first_frame, or a cascade whose roles have a first_frame."
-        )
-    if request.loras and request.backbone is None:
-        raise UserError("loras are added to a backbone, but none is given; give backbone too.")
-    if request.passes and "interpolator" not in release.stages:
-        raise UserError(
-            f"passes = {request.passes}, but no stage has the role of interpolator; set passes=0."
-        )
 
 
 def _prompt(request: Request, models: Models) -> Prompt:

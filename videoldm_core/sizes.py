@@ -7,7 +7,7 @@ format, have in common.
 from collections.abc import Callable
 
 from videoldm_core.cascade import Preset, Stage
-from videoldm_core.conditioning import FirstFrames, KeyFrames, LowResolution
+from videoldm_core.conditioning import FirstFrames, LowResolution
 from videoldm_core.errors import UserError
 from videoldm_core.objectives.autoencoding import Autoencoding
 from videoldm_core.objectives.brought import Brought
@@ -73,13 +73,8 @@ def _latent_factor(stage: Stage) -> int:
 
 
 def _check_given_frames(stage: Stage, table: Preset) -> None:
-    """Of the frames a stage is given, the last is its last (key frames), or some are left."""
+    """Of the frames of a stage that is given the first, some are left to predict."""
     given = stage.objective.given if isinstance(stage.objective, Denoising) else None
-    if isinstance(given, KeyFrames) and (stage.frames == 1 or (stage.frames - 1) % given.every):
-        raise UserError(
-            f"stages.{stage.name}.frames = {stage.frames}: every {given.every}th frame is given, "
-            f"the first and the last among them; choose {given.every} times a number, plus 1."
-        )
     if isinstance(given, FirstFrames) and stage.frames < len(given.weights):
         raise UserError(
             f"stages.{stage.name}.frames = {stage.frames}: up to {len(given.weights) - 1} first "

@@ -13,12 +13,21 @@ from flows.config import (
     table_of,
     tracking_uri,
 )
+from videoldm_core.annotations import GivenBox
 from videoldm_core.errors import UserError
 
 
 def test_every_committed_run_file_is_valid():
     for path in RUNFILES.glob("*.yaml"):
         assert table_of(load_run(path.stem)).stages
+
+
+def test_committed_runs_sample_with_as_many_frames_at_once_as_were_trained():
+    for path in RUNFILES.glob("*.yaml"):
+        run = load_run(path.stem)
+        table = table_of(run)
+        trained = {table.stage(name).frames for name in ("decoder", "upscaler")}
+        assert trained == {sampling_of(run).portion}, path.stem
 
 
 def test_overrides_are_read_by_the_type_of_their_field():
@@ -46,7 +55,10 @@ def test_overrides_are_read_by_the_type_of_their_field():
     assert sampling_of(run).guidance.context == sampling_of(load_run("tiny")).guidance.context
 
 
-def test_what_a_video_is_sampled_from_is_found_from_any_folder():
+def test_what_a_video_is_sampled_from_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("street.png", "2024", "a.safetensors", "b.safetensors"):
+        (tmp_path / name).write_text("")
     overrides = [
         "sample.first_frame=street.png",
         "sample.backbone=2024",
@@ -55,13 +67,50 @@ def test_what_a_video_is_sampled_from_is_found_from_any_folder():
         "sample.futures=3",
     ]
     run = load_run("tiny", overrides)
-    here = Path().absolute()
-    assert run.sample.first_frame == here / "street.png"
-    assert run.sample.backbone == here / "2024"
-    assert run.sample.loras == (here / "a.safetensors", here / "b.safetensors")
+    assert run.sample.first_frame == tmp_path / "street.png"
+    assert run.sample.backbone == tmp_path / "2024"
+    assert run.sample.loras == (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     assert run.sample.size == (48, 96)
     assert run.sampled_video == run.out / "video-1.mp4"
     assert load_run("tiny").sampled_video.name == "video.mp4"
+
+
+CAR = "{class: car, box: [0.1, 0.5, 0.3, 0.7]}"
+SCENARIOS = "preset=driving_scenarios"
+
+
+def test_labels_and_boxes_of_the_preset_are_read():
+    run = load_run("driving", [SCENARIOS, f"sample.boxes=[{CAR}]", "sample.labels.time=night"])
+    assert run.sample.boxes == (GivenBox(name="car", box=(0.1, 0.5, 0.3, 0.7)),)
+    assert run.sample.labels == {"time": "night"}
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("sample.first_frame=none.png", "sample.first_frame = 'none.png' does not exist"),
+        ("sample.backbone=none", "sample.backbone = 'none' does not exist; .* file or folder"),
+        ("sample.loras=[none.safetensors]", "sample.loras = 'none.safetensors' does not exist"),
+        ("sample.size=[0, 64]", "sample.size.0 = 0: .* greater than 0"),
+        ("sample.size=[64, -8]", "sample.size.1 = -8: .* greater than 0"),
+        ("sample.labels.tim=night", "sample.labels: unknown label 'tim'; did you mean 'time'"),
+        ("sample.labels.time=nigt", "sample.labels: unknown value 'nigt' .* mean 'night'"),
+        ("sample.boxes=[{class: cat, box: [0, 0, 1, 1]}]", "sample.boxes: unknown class 'cat' of"),
+        ("sample.boxes=[{class: car, box: [0, 0, 2, 1]}]", "sample.boxes.0.box.2 = 2"),
+        ("sample.boxes=[{class: car, box: [1, 0, 0, 1]}]", "sample.boxes.0.box = .* x0 < x1"),
+        ("sample.boxes=[{clas: car, box: [0, 0, 1, 1]}]", "unknown key 'sample.boxes.0.clas'"),
+    ],
+)
+def test_a_sample_that_cannot_be_made_is_one_sentence(override, sentence):
+    with pytest.raises(UserError, match=sentence) as error:
+        load_run("driving", [SCENARIOS, override])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("override", ["sample.labels.time=day", f"sample.boxes=[{CAR}]"])
+def test_words_that_a_preset_does_not_have_are_refused(override):
+    with pytest.raises(UserError, match="none of these models was trained with"):
+        load_run("tiny", [override])
 
 
 def test_an_override_leaves_the_other_fields_of_its_stage():
@@ -144,7 +193,7 @@ def test_a_number_out_of_bounds_is_one_sentence(override, sentence):
         ("stages.upscaler.crop=164", "upscaler.crop = 164 is larger than the 160x256 frames"),
         ("stages.upscaler.crop=50", "'upscaler' shrinks its crop of 50x50 by 4; .*multiples of 4"),
         ("stages.upscaler.objective.given.factor=2", "enlarges 2 times, but video.upscale = 4"),
-        ("stages.interpolator.frames=6", "interpolator.frames = 6: every 4th frame is given"),
+        ("stages.interpolator.frames=6", "given every 4th frame, but sees 6 frames"),
         ("stages.predictor.frames=2", "predictor.frames = 2: up to 2 first frames are given"),
         ("stages.temporal.batch=7", "temporal.batch = 7 cannot be shared by 2 processes"),
         ("stages.temporal.micro_batch=3", "'temporal': micro_batch 3 does not divide the 4 clips"),
@@ -202,3 +251,8 @@ def test_tracking_goes_beside_the_run_unless_told_otherwise(tmp_path):
     run = load_run("tiny", [f"out={tmp_path}"])
     assert tracking_uri(run) == f"sqlite:///{tmp_path}/mlflow.db"
     assert tracking_uri(load_run("tiny", ["tracking_uri=http://one:5000"])) == "http://one:5000"
+
+
+def test_stored_boxes_are_the_same_boxes_again(tmp_path):
+    run = load_run("driving", [f"out={tmp_path}", SCENARIOS, f"sample.boxes=[{CAR}]"])
+    assert RunConfig.model_validate_json(store_run(run).read_text()) == run

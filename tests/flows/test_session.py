@@ -17,7 +17,6 @@ from flows.session import evaluate, sample_to, work
 from flows.tracking import Tracker
 from tests.flows.test_report import write_video
 from videoldm_core.errors import UserError
-from videoldm_core.generate import Request
 from videoldm_core.job import load_job
 from videoldm_core.training.published import PublishedStage, describe_parts, write_published
 
@@ -85,7 +84,7 @@ class FakeLauncher:
         write_published(job.out, PublishedStage.model_validate(published))
 
     def generate(self, command: Command) -> None:
-        request = Request.model_validate_json(command.argument.read_text())
+        request = SampleRequest.model_validate_json(command.argument.read_text())
         self.note("sample")
         assert all(request.stages[name].is_dir() for name in request.roles.model_dump().values())
         for path in request.videos:

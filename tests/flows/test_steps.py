@@ -1,12 +1,15 @@
 """The graph of a run follows the stage table."""
 
+import json
+import shutil
+
 import pytest
 
-from flows.config import load_run
+from flows.config import SampleConfig, load_run
 from flows.dag import Step, ancestors, in_order
 from flows.launch.local import LocalLauncher
 from flows.stages import Foreman
-from flows.steps import boxed_stages, cascade_steps, encoder_stage
+from flows.steps import boxed_stages, cascade_steps, encoder_stage, sample_settings
 from flows.table import table_of
 from flows.tracking import Tracker
 from videoldm_core.annotations import LabelKind, Vocabulary
@@ -127,3 +130,38 @@ def test_another_default_of_sampling_makes_the_release_due_and_another_prompt_do
     before = steps_of(tmp_path)["release"].settings
     assert steps_of(tmp_path, "sample.sampling.steps=3")["release"].settings != before
     assert steps_of(tmp_path, "sample.prompt=rain")["release"].settings == before
+
+
+def test_a_replaced_file_makes_sampling_due_and_a_moved_one_does_not(tmp_path):
+    """First frame, fine-tune and LoRAs, under the names they had."""
+    files = {name: tmp_path / name for name in ("street.png", "backbone", "a.safetensors")}
+    files["street.png"].write_bytes(b"1")
+    files["backbone"].mkdir()
+    (files["backbone"] / "unet.safetensors").write_bytes(b"1")
+    files["a.safetensors"].write_bytes(b"1")
+
+    def settings(root) -> str:
+        sample = SampleConfig(
+            first_frame=root / "street.png",
+            backbone=root / "backbone",
+            loras=(root / "a.safetensors",),
+        )
+        return json.dumps(sample_settings(sample))
+
+    seen = [settings(tmp_path)]
+    for file in (
+        files["street.png"],
+        files["backbone"] / "unet.safetensors",
+        files["a.safetensors"],
+    ):
+        file.write_bytes(b"22")
+        seen.append(settings(tmp_path))
+    assert len(set(seen)) == 4
+    moved = shutil.copytree(tmp_path, tmp_path.with_name("moved"))
+    assert settings(moved) == seen[-1]
+
+
+def test_what_is_asked_of_the_sample_is_in_its_steps_settings(tmp_path):
+    steps = steps_of(tmp_path, "sample.seed=7")
+    assert steps["sample"].settings["seed"] == 7
+    assert steps["sample"].settings["first_frame"] is None

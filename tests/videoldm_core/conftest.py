@@ -22,7 +22,7 @@ from videoldm_core.job import Job
 from videoldm_core.metrics.video_proofs import UsesFirstFrames
 from videoldm_core.models.text import TextConfig, TextTower
 from videoldm_core.objectives.denoising import Denoising
-from videoldm_core.training.engine import OptimizerConfig
+from videoldm_core.training.optimizer import OptimizerConfig
 
 TEXT = (4, 8)  # l d
 STEPS, CHECKPOINT_EVERY = 50, 4  # of `job_of`

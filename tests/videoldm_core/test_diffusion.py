@@ -110,3 +110,41 @@ def test_another_prediction_is_refused_by_name():
 def test_a_folder_without_schedule_is_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"No noise schedule in .*nowhere.*scheduler_config.json"):
         NoiseSchedule.load(tmp_path / "nowhere")
+
+
+LINEAR = {"beta_schedule": "linear"}
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({}, "says no noise levels: it has neither beta_schedule nor trained_betas"),
+        ({"prediction_type": "epsilon", "beta_end": 0.02}, "says no noise levels"),
+        ({"beta_schedule": "sigmoid"}, "beta_schedule = 'sigmoid': Input should be 'linear'"),
+        (LINEAR | {"beta_end": "much"}, "beta_end = 'much': .* valid number"),
+        (LINEAR | {"beta_end": 2.0}, "beta_end = 2.0: .* less than 1"),
+        (LINEAR | {"num_train_timesteps": 0}, "num_train_timesteps = 0"),
+        (LINEAR | {"num_train_timesteps": [1]}, "num_train_timesteps = "),
+        (LINEAR | {"timestep_spacing": "wide"}, "timestep_spacing = 'wide'"),
+        ({"trained_betas": [0.1, 0.2]}, "has 2 trained_betas for num_train_timesteps = 1000"),
+        ([], "No noise schedule in"),
+        (None, "No noise schedule in"),
+    ],
+)
+def test_a_schedule_that_says_nothing_or_nonsense_is_one_sentence(config, sentence, tmp_path: Path):
+    text = "{" if config is None else json.dumps(config)
+    (tmp_path / "scheduler_config.json").write_text(text)
+    with pytest.raises(UserError, match=sentence) as error:
+        NoiseSchedule.load(tmp_path)
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_what_a_saved_schedule_says_of_other_samplers_is_left_out(tmp_path: Path):
+    saved = LINEAR | {"algorithm_type": "sde-dpmsolver++", "clip_sample": True, "solver_order": 3}
+    found = NoiseSchedule(saved)
+    assert not {"algorithm_type", "solver_order"} & found.config.keys()
+    assert found.config["clip_sample"] is False
+    assert (found.config["steps_offset"], found.config["set_alpha_to_one"]) == (1, False)
+    found.save(tmp_path)
+    assert NoiseSchedule.load(tmp_path).config == found.config

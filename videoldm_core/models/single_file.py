@@ -177,7 +177,6 @@ def schedule_of(
             "prediction_type": predicts or ("v_prediction" if is_upscaler else "epsilon"),
             "timestep_spacing": "leading",
             "steps_offset": 1,
-            "clip_sample": False,
             "set_alpha_to_one": False,
         }
     )

@@ -1,4 +1,6 @@
-"""Reading weights from files that may be hostile, truncated or of another model."""
+"""Reading weights from files that may be hostile, truncated or of another model; holding them in
+half the memory.
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -10,6 +12,10 @@ from torch import Tensor, nn
 
 from videoldm_core.errors import UserError, reason_of
 from videoldm_core.models.pickles import load_pickled, unreadable
+
+# Layers whose weights autocast rounds to bfloat16 at every use. Norms are not among them: they
+# compute in float32, and some refuse weights of another type than their input.
+ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -135,3 +141,18 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> Non
     # The tensors of a safetensors file are pages of it, which may be overwritten.
     floats = {name: t.to(torch.float32, copy=True) for name, t in tensors.items()}
     module.load_state_dict(floats, assign=True)
+
+
+def hold_frozen_in_bf16(module: nn.Module, trainable: Collection[nn.Parameter] = ()) -> None:
+    """Halves the memory of what does not train, under autocast without a change to any value.
+
+    Autocast rounds these weights at every use; held rounded, the forward pass is the same to the
+    bit and saves the rounding. What is published of frozen parts is read from their files, never
+    from here.
+    """
+    moving = {id(parameter) for parameter in trainable}
+    for layer in module.modules():
+        if isinstance(layer, ROUNDED):
+            for parameter in layer.parameters(recurse=False):
+                if id(parameter) not in moving:
+                    parameter.data = parameter.data.to(torch.bfloat16)

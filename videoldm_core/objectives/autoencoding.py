@@ -19,7 +19,7 @@ from videoldm_core.objectives.adversarial import Adversary, Alone, Made
 from videoldm_core.objectives.task import device_of
 from videoldm_core.randomness import SampleRng
 from videoldm_core.records import Record
-from videoldm_core.training.engine import OptimizerConfig
+from videoldm_core.training.optimizer import OptimizerConfig
 from videoldm_core.training.players import Player, Turn, trainable_parameters
 
 

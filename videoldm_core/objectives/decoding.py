@@ -16,7 +16,7 @@ from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_fo
 from videoldm_core.objectives.adversarial import Adversary, Made
 from videoldm_core.objectives.task import Parts, device_of
 from videoldm_core.records import Record
-from videoldm_core.training.engine import OptimizerConfig
+from videoldm_core.training.optimizer import OptimizerConfig
 from videoldm_core.training.players import Player, Turn, trainable_parameters
 
 

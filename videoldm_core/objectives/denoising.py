@@ -26,7 +26,7 @@ from videoldm_core.objectives.task import Parts, device_of
 from videoldm_core.randomness import SampleRng
 from videoldm_core.records import Record
 from videoldm_core.told import Told
-from videoldm_core.training.engine import OptimizerConfig
+from videoldm_core.training.optimizer import OptimizerConfig
 from videoldm_core.training.players import Player, Turn, trainable_parameters
 
 
@@ -51,8 +51,10 @@ class ScheduleConfig(Record):
                 "prediction_type": self.predicts,
                 "rescale_betas_zero_snr": self.zero_terminal_snr,
                 "timestep_spacing": "trailing" if self.zero_terminal_snr else "leading",
-                "clip_sample": False,
-                "set_alpha_to_one": False,
+                "steps_offset": 0,
+                # The last step ends at the clean clip. Stable Diffusion's ends at level 0, whose
+                # noise of 0.029 is invisible in latents, but 3.7 grey levels of grain in pixels.
+                "set_alpha_to_one": True,
             }
         )
 

@@ -28,7 +28,7 @@ from videoldm_core.models.text_source import NewText
 from videoldm_core.objectives.autoencoding import Autoencoding
 from videoldm_core.objectives.decoding import TemporalDecoding
 from videoldm_core.objectives.denoising import Denoising, ScheduleConfig
-from videoldm_core.training.engine import OptimizerConfig
+from videoldm_core.training.optimizer import OptimizerConfig
 
 _TEXT = NewText(tower=TextConfig(context_length=16, width=512, heads=8, layers=4))
 _LABELS = (

@@ -22,7 +22,7 @@ from videoldm_core.models.text_source import ModelText
 from videoldm_core.objectives.brought import Brought
 from videoldm_core.objectives.decoding import TemporalDecoding
 from videoldm_core.objectives.denoising import Denoising
-from videoldm_core.training.engine import OptimizerConfig
+from videoldm_core.training.optimizer import OptimizerConfig
 
 _KEY_STRIDE = 16  # 30 / 16 = 1.875 key frames per second
 _KEYS = KeyFrames(every=4, max_noise_timestep=250)

@@ -25,7 +25,7 @@ from videoldm_core.models.text_source import NewText
 from videoldm_core.objectives.autoencoding import Autoencoding
 from videoldm_core.objectives.decoding import TemporalDecoding
 from videoldm_core.objectives.denoising import Denoising, ScheduleConfig
-from videoldm_core.training.engine import OptimizerConfig
+from videoldm_core.training.optimizer import OptimizerConfig
 
 _TEXT = NewText(tower=TextConfig(context_length=16, width=64, heads=4, layers=2))
 _SCHEDULE = ScheduleConfig(predicts="v_prediction", zero_terminal_snr=True)

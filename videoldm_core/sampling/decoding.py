@@ -2,7 +2,7 @@
 (§3.4).
 """
 
-from functools import partial
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -17,9 +17,10 @@ from videoldm_core.sampling.pieces import Cut, tiles
 
 
 class Frames:
-    """The frames of a video, in portions of `SamplingConfig.portion`.
+    """The frames of a video, in portions of `SamplingConfig.core` that are shown one by one.
 
-    A portion is computed with neighbours on either side, so that no border shows. It is what a
+    Always `SamplingConfig.portion` frames are computed at once, as many as the networks were
+    trained on; those at either end are computed twice, so that no border shows. They are what a
     whole video at once would give as far as the networks look no further than the dropped part of
     the overlap. Convolutions over time do; the group norms of temporal ResBlocks take their
     statistics over all frames they are given, so portions of unlike content differ a little from
@@ -48,32 +49,30 @@ class Frames:
         self._cut = Cut(
             total=self.count, size=config.portion, overlap=config.overlap, blend=config.blend
         )
-        self.portions = self._cut.count
+        self.portions = -(-self.count // config.core)
         self._computed: dict[int, Tensor] = {}
         if upscaler is not None:
-            for length in {piece.high - piece.low for piece in self._cut.pieces()}:
-                check_length(upscaler, length, what="frames upscaled at once")
+            at_once = min(config.portion, self.count)
+            check_length(upscaler, at_once, what="frames upscaled at once")
 
     @torch.no_grad()
     def portion(self, number: int) -> Tensor:
-        """Frames [number * portion, (number + 1) * portion), t 3 H W in [-1, 1]."""
-        cut, start = self._cut, number * self._cut.size
-        stop = min(cut.total, start + cut.size)
+        """Frames [number * core, (number + 1) * core), t 3 H W in [-1, 1]."""
+        cut, start = self._cut, number * self._cut.core
+        stop = min(cut.total, start + cut.core)
         blended = None
-        for near in cut.around(number):
-            piece = cut.piece(near)
+        for near in cut.showing(start, stop):
+            frames, piece = self._piece(near), cut.piece(near)
             low, high = max(start, piece.low), min(stop, piece.high)
-            weights = piece.weights[max(0, low - piece.low) : max(0, high - piece.low)]
-            if not weights.any():
-                continue
-            frames = self._piece(near)
+            weights = piece.weights[low - piece.low : high - piece.low].to(frames)
             if blended is None:
                 blended = frames.new_zeros(stop - start, *frames.shape[1:])
             shown = frames[low - piece.low : high - piece.low]
-            blended[low - start : high - start] += weights.to(frames)[:, None, None, None] * shown
+            blended[low - start : high - start] += weights[:, None, None, None] * shown
         assert blended is not None, "the weights of every frame sum to 1"
-        # Portions are asked for in order: what lies before the last one is not needed again.
-        self._computed = {n: f for n, f in self._computed.items() if n >= number}
+        # Portions are asked for in order: what lies before the next one is not needed again.
+        needed = cut.showing(stop, cut.total)
+        self._computed = {n: frames for n, frames in self._computed.items() if n in needed}
         return blended.clamp_(-1, 1)
 
     def _piece(self, number: int) -> Tensor:
@@ -88,52 +87,67 @@ class Frames:
 
     def _decoded(self, latents: Tensor) -> Tensor:
         """Frames t 3 H W of unscaled latents t c h w, in tiles where the config says so."""
-        side, overlap = self.drawing.config.decoder_tile, self.drawing.config.tile_overlap
-        if side is None:
-            return self._decode(latents)
-        factor = self._shrinks
-        height, width = (length * factor for length in latents.shape[-2:])
-        blended = latents.new_zeros(len(latents), 3, height, width)
-        for row in tiles(height, side=side, overlap=overlap, grain=factor).pieces():
-            for column in tiles(width, side=side, overlap=overlap, grain=factor).pieces():
-                weights = (row.weights[:, None] * column.weights).to(latents)
-                rows = slice(row.low // factor, row.high // factor)
-                columns = slice(column.low // factor, column.high // factor)
-                frames = self._decode(latents[:, :, rows, columns])
-                blended[:, :, row.low : row.high, column.low : column.high] += weights * frames
-        return blended
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        with self.drawing.autocast():
-            return self._decoder(latents[None])[0].float().clamp(-1, 1)
+        def decode(latents: Tensor) -> Tensor:
+            with self.drawing.autocast():
+                return self._decoder(latents[None])[0].float().clamp(-1, 1)
+
+        config = self.drawing.config
+        return decode_in_tiles(
+            decode,
+            latents,
+            side=config.decoder_tile,
+            overlap=config.tile_overlap,
+            factor=self._shrinks,
+        )
 
     def _upscaled(self, role: RoleModel, low: Tensor, *, first: int) -> Tensor:
         """Frames b t 3 H W of decoded frames b t 3 h w, the first of which is number `first`."""
         model, kind, drawing = role.denoiser, role.given, self.drawing
         assert isinstance(kind, LowResolution), "checked when the cascade was loaded"
-        config, frames = drawing.config, low.shape[1]
+        numbers = range(first, first + low.shape[1])
         height, width = (side * kind.factor // model.shrinks for side in low.shape[-2:])
-        size = (model.channels, height, width)
-        rng = partial(drawing.rng, is_shared=True)  # what futures share looks alike in all
-        # All frames start from the same noise: what is made up stays where it is from frame to
-        # frame and from portion to portion. The paper is silent; noise of each frame's own left
-        # 2.3 grey levels of flicker on a video that had 0.7.
-        noise = rng("upscaling", [0]).normal(size)[None].expand(1, frames, *size)
-        small = tuple(low.shape[2:])
-        blur = rng("low resolution", [0]).normal(small)[None].expand(1, frames, *small)
-        level = torch.tensor([config.upscale_noise_timestep])
+        noise = self._noise("upscaling", numbers, (model.channels, height, width))
+        blur = self._noise("low resolution", numbers, tuple(low.shape[2:]))
+        level = torch.tensor([drawing.config.upscale_noise_timestep])
         given = kind.degrade(low, level, blur.to(low), model.schedule, size=(height, width))
         diffused = drawing(
             role,
             noise.to(low),
             given,
-            generators=rng("upscaling, sampler", [first]).generators,
-            steps=config.upscale_steps,
+            generators=drawing.rng("upscaling, sampler", [first], is_shared=True).generators,
+            steps=drawing.config.upscale_steps,
             guidance=Guidance(),
             grid=self._grid(role, height, width),
         )
-        with drawing.autocast():
-            return model.clip_of(given.from_diffused(diffused)).float()
+        return self._clip_of(role, given.from_diffused(diffused)[0])[None]
+
+    def _noise(self, purpose: str, numbers: Iterable[int], size: tuple[int, ...]) -> Tensor:
+        """Noise 1 t c h w of the frames with these numbers, whichever portion they are in; the
+        same in every future, so that what they share looks alike in all.
+        """
+        own = self.drawing.rng(purpose, numbers, is_shared=True).normal(size)
+        common = self.drawing.rng(f"{purpose}, all frames", [0], is_shared=True).normal(size)
+        share = self.drawing.config.upscale_shared_noise
+        return (share**0.5 * common + (1 - share) ** 0.5 * own)[None]
+
+    def _clip_of(self, role: RoleModel, diffused: Tensor) -> Tensor:
+        """Frames t 3 H W of what an upscaler diffused, t c h w: the memory of a latent upscaler's
+        own autoencoder is bounded by the tiles it was diffused in.
+        """
+        model, config = role.denoiser, self.drawing.config
+
+        def clip_of(diffused: Tensor) -> Tensor:
+            with self.drawing.autocast():
+                return model.clip_of(diffused[None])[0].float()
+
+        return decode_in_tiles(
+            clip_of,
+            diffused,
+            side=config.tile if model.own_vae is not None else None,
+            overlap=config.tile_overlap,
+            factor=model.shrinks,
+        )
 
     def _grid(self, role: RoleModel, height: int, width: int) -> tuple[Cut, Cut] | None:
         """Tiles of what is diffused; None: whole frames, the paper's way."""
@@ -146,3 +160,33 @@ class Frames:
             tiles(total, side=side, overlap=overlap, grain=grain) for total in (height, width)
         )
         return rows, columns
+
+
+def decode_in_tiles(
+    decode: Callable[[Tensor], Tensor],
+    latents: Tensor,
+    *,
+    side: int | None,
+    overlap: int,
+    factor: int,
+) -> Tensor:
+    """Frames t 3 H W of latents t c h w, tile by tile, blended where tiles overlap.
+
+    Args:
+        decode: frames of latents of any size.
+        side: of a tile, px of the frame; None: frames are decoded whole.
+        overlap: see `SamplingConfig.tile_overlap`.
+        factor: how many times smaller than frames, per side, latents are.
+    """
+    if side is None:
+        return decode(latents)
+    height, width = (length * factor for length in latents.shape[-2:])
+    blended = latents.new_zeros(len(latents), 3, height, width)
+    for row in tiles(height, side=side, overlap=overlap, grain=factor).pieces():
+        for column in tiles(width, side=side, overlap=overlap, grain=factor).pieces():
+            weights = (row.weights[:, None] * column.weights).to(latents)
+            rows = slice(row.low // factor, row.high // factor)
+            columns = slice(column.low // factor, column.high // factor)
+            frames = decode(latents[:, :, rows, columns])
+            blended[:, :, row.low : row.high, column.low : column.high] += weights * frames
+    return blended

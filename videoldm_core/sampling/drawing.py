@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from videoldm_core.sampling.config import SamplingConfig
 from videoldm_core.sampling.guidance import Guidance, guided_prediction
 from videoldm_core.sampling.pieces import Cut
 from videoldm_core.sampling.samplers import sample
+from videoldm_core.training.memory import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Drawing:
     """
 
     def __init__(
-        self, prompt: Prompt, config: SamplingConfig, *, precision: Literal["fp32", "bf16"] = "fp32"
+        self, prompt: Prompt, config: SamplingConfig, *, precision: Precision = "fp32"
     ) -> None:
         self.prompt, self.config, self.precision = prompt, config, precision
         self.device = prompt.texts.prompt.device

@@ -1,6 +1,7 @@
 """Text guidance, context guidance (Eq. 4) and both together, as one weighted sum of predictions."""
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from videoldm_core.conditioning import Given
@@ -11,8 +12,8 @@ from videoldm_core.records import Record
 class Guidance(Record):
     """Scales; 1 is the conditional model, more exaggerates what it is given."""
 
-    text: float = 1.0
-    context: float = 1.0  # s of Eq. 4
+    text: float = Field(default=1.0, allow_inf_nan=False)
+    context: float = Field(default=1.0, allow_inf_nan=False)  # s of Eq. 4
 
 
 def guided_prediction(  # noqa: PLR0913 - what a prediction depends on

@@ -3,22 +3,27 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import nn
 
 from videoldm_core.cascade import Roles
 from videoldm_core.conditioning import AnyGiven, FirstFrames, KeyFrames, LowResolution, Nothing
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.errors import UserError
 from videoldm_core.models.image import load_unet, load_vae, shrinking
+from videoldm_core.models.single_file import Predicts
 from videoldm_core.models.stable_diffusion import ImageModel
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
+from videoldm_core.models.weights import hold_frozen_in_bf16
 from videoldm_core.objectives.denoiser import Denoiser, load_denoiser
 from videoldm_core.objectives.denoising import Denoising
 from videoldm_core.objectives.task import Parts
 from videoldm_core.sampling.drawing import RoleModel
 from videoldm_core.sampling.long import Cascade
+from videoldm_core.training.memory import Precision
 from videoldm_core.training.published import PublishedStage, part_paths, read_published
 
 # What the model of a role may have been trained to be given.
@@ -52,6 +57,16 @@ class Release:
         assert isinstance(objective, Denoising), "checked when the release was read"
         return objective.given
 
+    def schedule(self, role: str) -> NoiseSchedule:
+        """The noise schedule of the model of `role`."""
+        return NoiseSchedule.load(self.parts(role)["scheduler"])
+
+
+def predicted_by(release: Release) -> Predicts:
+    """What the image model of a release predicts, and so every fine-tune that may replace it."""
+    role = "first_frame" if "first_frame" in release.stages else "key_frames"
+    return cast(Predicts, release.schedule(role).predicts)
+
 
 def read_release(roles: Roles, folders: Mapping[str, Path]) -> Release:
     """What the stages of all roles say of themselves; loads no weights.
@@ -80,11 +95,17 @@ def read_release(roles: Roles, folders: Mapping[str, Path]) -> Release:
 
 
 def load_cascade(
-    release: Release, device: torch.device, *, personal: ImageModel | None = None
+    release: Release,
+    device: torch.device,
+    *,
+    precision: Precision = "fp32",
+    personal: ImageModel | None = None,
 ) -> Cascade:
     """Loads the models of every role; an image model that several stages share is loaded once.
 
     Args:
+        precision: bf16: the weights of networks that run under autocast are held as it rounds
+            them. Tokens of labels and boxes run outside it.
         personal: a fine-tune of the release's image model. It takes the place of the first frame's
             model, and of the UNet of the key-frame model and the interpolator where their stages
             trained temporal layers only: layers that were trained around the image model as it was
@@ -95,7 +116,7 @@ def load_cascade(
         UserError: weights are missing or damaged; `personal` has another shape or predicts
             something else.
     """
-    loader = _Loader(release=release, device=device, personal=personal)
+    loader = _Loader(release=release, device=device, precision=precision, personal=personal)
     vae = load_vae(release.parts("decoder")["vae"])
     temporal = temporal_decoder_for(vae, seed=0)
     temporal.load(release.parts("decoder")["temporal_decoder"])
@@ -104,7 +125,7 @@ def load_cascade(
         first_frame=loader.optional("first_frame"),
         key_frames=loader.model("key_frames"),
         interpolator=loader.optional("interpolator"),
-        decoder=decoder.to(device),
+        decoder=loader.held(decoder).to(device),
         shrinks=shrinking(vae),
         upscaler=loader.optional("upscaler"),
     )
@@ -114,6 +135,7 @@ def load_cascade(
 class _Loader:
     release: Release
     device: torch.device
+    precision: Precision
     personal: ImageModel | None
     unets: dict[Path, UNet2DConditionModel] = field(default_factory=dict)
 
@@ -123,12 +145,22 @@ class _Loader:
     def model(self, role: str) -> RoleModel:
         stage = self.release.stages[role].stage
         is_personal = self.personal is not None and self._may_be_personal(role)
+        denoiser = self._denoiser(role, is_personal)
+        self.held(denoiser.net)
+        if denoiser.own_vae is not None:
+            self.held(denoiser.own_vae)
         return RoleModel(
-            denoiser=self._denoiser(role, is_personal).to(self.device),
+            denoiser=denoiser.to(self.device),
             frames=stage.frames,
             given=self.release.given(role),
             is_personal=is_personal,
         )
+
+    def held(self, network: nn.Module) -> Any:
+        """The same network, its weights held as its precision needs them."""
+        if self.precision == "bf16":
+            hold_frozen_in_bf16(network)
+        return network
 
     def _may_be_personal(self, role: str) -> bool:
         trained = self.release.stages[role].stage.trains
@@ -139,8 +171,7 @@ class _Loader:
         parts = self.release.parts(role)
         path = parts["unet"]
         if is_personal and self.personal is not None:
-            predicts = NoiseSchedule.load(parts["scheduler"]).predicts
-            check_personal(self.personal, path, predicts)
+            check_personal(self.personal, path, self.release.schedule(role).predicts)
             return load_denoiser(parts, unet=self.personal.unet)
         if path not in self.unets:
             self.unets[path] = load_unet(path)

@@ -2,7 +2,8 @@
 
 The same arithmetic serves portions of frames and tiles of pixels. A network computes each piece
 with neighbours on either side; what lies nearest to the cut lacks neighbours and is dropped, the
-rest fades linearly into the next piece.
+rest fades linearly into the next piece. All pieces have one size: a network sees as many frames
+as it was trained on, and is compiled once.
 """
 
 from dataclasses import dataclass
@@ -25,29 +26,39 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """Pieces of `size` places, each computed with `overlap` more per side.
+    """Pieces of `size` places, or of all where there are fewer.
 
     Attributes:
         total: places there are.
+        overlap: places at each end of a piece that its neighbour has too; the last piece, moved
+            inward to end where all ends, shares more. Less than half of `size`.
         blend: places at a border over which the one piece fades into the other; at most twice the
-            overlap, and at most `size`.
+            overlap.
+        grain: pieces begin at multiples of it, as `size` and `overlap` are; where `total` is not,
+            the last piece is shorter by the rest.
     """
 
     total: int
     size: int
     overlap: int
     blend: int
+    grain: int = 1
+
+    @property
+    def core(self) -> int:
+        """Places from the beginning of a piece to that of the next."""
+        return self.size - 2 * self.overlap
 
     @property
     def count(self) -> int:
         """How many pieces there are."""
-        return -(-self.total // self.size)
+        return 1 + max(0, -(-(self.total - self.size) // self.core))
 
     def piece(self, number: int) -> Piece:
-        """The piece whose core begins at `number * size`."""
-        start = number * self.size
-        low = max(0, start - self.overlap)
-        high = min(self.total, start + self.size + self.overlap)
+        """Piece `number`, of `count`."""
+        last = self.grain * max(0, -(-(self.total - self.size) // self.grain))
+        low = min(number * self.core, last)
+        high = min(self.total, low + self.size)
         places = torch.arange(low, high)
         weights = self._risen(number, places) - self._risen(number + 1, places)
         return Piece(low=low, high=high, weights=weights)
@@ -56,9 +67,15 @@ class Cut:
         """All of them, in order."""
         return [self.piece(number) for number in range(self.count)]
 
-    def around(self, number: int) -> range:
-        """Numbers of the pieces that count anywhere in the core of piece `number`."""
-        return range(max(0, number - 1), min(self.count, number + 2))
+    def showing(self, low: int, high: int) -> range:
+        """Numbers of the pieces that count anywhere in [low, high)."""
+        begun = [self._fade(number) < high for number in range(1, self.count)]
+        ended = [self._fade(number) + self.blend <= low for number in range(1, self.count)]
+        return range(sum(ended), 1 + sum(begun))
+
+    def _fade(self, number: int) -> int:
+        """Where the fade into piece `number` begins: about the middle of the overlap."""
+        return number * self.core + self.overlap - self.blend // 2
 
     def _risen(self, number: int, places: Tensor) -> Tensor:
         """How far the fade into piece `number` has come at each place; piece 0 has no before."""
@@ -66,13 +83,12 @@ class Cut:
             return torch.ones(len(places))
         if number == self.count:
             return torch.zeros(len(places))
-        first = number * self.size - self.blend // 2
-        return ((places - first + 1) / (self.blend + 1)).clamp(0, 1)
+        return ((places - self._fade(number) + 1) / (self.blend + 1)).clamp(0, 1)
 
 
 def tiles(total: int, *, side: int | None, overlap: int, grain: int) -> Cut:
-    """One side of a frame cut into tiles of about `side` places, the inner half of the overlap
-    faded.
+    """One side of a frame cut into tiles of at most `side` places (or one grain, if that is more),
+    the inner half of the overlap faded.
 
     Args:
         side: None: one tile.
@@ -81,7 +97,7 @@ def tiles(total: int, *, side: int | None, overlap: int, grain: int) -> Cut:
     """
     if side is None or side >= total:
         return Cut(total=total, size=total, overlap=0, blend=0)
-    count = -(-total // side)
-    size = grain * -(-total // (count * grain))
-    overlap = grain * -(-overlap // grain)
-    return Cut(total=total, size=size, overlap=overlap, blend=min(overlap, size))
+    size = max(1, side // grain) * grain
+    most = (size - grain) // (2 * grain) * grain
+    overlap = min(-(-overlap // grain) * grain, most)
+    return Cut(total=total, size=size, overlap=overlap, blend=overlap, grain=grain)

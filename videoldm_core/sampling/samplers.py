@@ -11,20 +11,44 @@ from diffusers import (
     EulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
 from videoldm_core.diffusion import NoiseSchedule
 
+
+class Ddim(DDIMScheduler):
+    """Deterministic DDIM (Song 2021, Eq. 12), whose every step ends where the next one begins.
+
+    diffusers' own steps by a fixed number of levels; where the number of steps does not divide
+    theirs, it falls short of the clean clip.
+    """
+
+    def step(self, prediction: Tensor, timestep: Tensor, clip: Tensor, **unused: Any) -> Any:  # type: ignore[override]
+        """The clip at the next of `timesteps`; after the last of them, the clean one."""
+        power = self.alphas_cumprod[timestep].item()
+        alpha, sigma = power**0.5, (1 - power) ** 0.5
+        if self.config["prediction_type"] == "epsilon":
+            clean, noise = (clip - sigma * prediction) / alpha, prediction
+        else:
+            clean, noise = alpha * clip - sigma * prediction, alpha * prediction + sigma * clip
+        later = self.timesteps[self.timesteps < timestep]
+        power = (self.alphas_cumprod[later[0]] if len(later) else self.final_alpha_cumprod).item()
+        return DDIMSchedulerOutput(prev_sample=power**0.5 * clean + (1 - power) ** 0.5 * noise)
+
+
 SamplerName = Literal["ddim", "ddpm", "dpm++", "euler", "unipc"]
 SAMPLERS: dict[SamplerName, Any] = {
-    "ddim": DDIMScheduler,  # the paper's, deterministic
+    "ddim": Ddim,  # the paper's, deterministic
     "ddpm": DDPMScheduler,
     "dpm++": DPMSolverMultistepScheduler,
     "euler": EulerDiscreteScheduler,
     "unipc": UniPCMultistepScheduler,
 }
+WITHOUT_GENERATOR = ("unipc",)  # its step knows no such argument
 
-MULTISTEP = ("dpm++", "unipc")
+# Share of the levels at which sampling begins at the latest, as what is given is noise alone.
+BEGINS_ABOVE = 0.94
 
 # (noisy clip, timesteps (b)) -> prediction, both b t c h w
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -42,23 +66,33 @@ def sample(
     """Denoises `noise` b t c h w into a clean clip.
 
     Args:
-        predict: epsilon or v for a noisy clip, as the schedule's model predicts it.
+        predict: epsilon or v for a noisy clip, as the schedule's model predicts it; levels lie
+            between whole ones where a sampler's do.
         generators: of the noise that stochastic samplers add, one per clip, so that no clip
             depends on its neighbours; DDIM adds none.
     """
-    scheduler = SAMPLERS[sampler].from_config(schedule.config, **_spacing(sampler, schedule))
-    scheduler.set_timesteps(steps, device=noise.device)
-    options = {} if sampler in MULTISTEP else {"generator": generators}
+    scheduler = _scheduler(sampler, schedule, steps, noise.device)
+    options = {} if sampler in WITHOUT_GENERATOR else {"generator": generators}
     clip = noise * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(clip, timestep)
-        level = torch.full((len(noise),), int(timestep), device=noise.device)
-        clip = scheduler.step(predict(scaled, level), timestep, clip, **options).prev_sample
+        level = timestep if timestep % 1 else timestep.long()
+        prediction = predict(scaled, level.expand(len(noise)))
+        clip = scheduler.step(prediction, timestep, clip, **options).prev_sample
     return clip
 
 
-def _spacing(sampler: SamplerName, schedule: NoiseSchedule) -> dict[str, str]:
-    # With "leading" these two would start from level 750 of 1000 at 250 steps (950 at 50), though
-    # what they are given is noise alone.
-    leading = schedule.config["timestep_spacing"] == "leading"
-    return {"timestep_spacing": "linspace"} if leading and sampler in MULTISTEP else {}
+def _scheduler(
+    sampler: SamplerName, schedule: NoiseSchedule, steps: int, device: torch.device
+) -> Any:
+    """The scheduler with its levels set, which begin near the noisiest.
+
+    The model's own spacing may begin far below it: "leading" asks for levels 666, 333 and 0 in
+    three steps, dpm++ for 750 and below in 250. "trailing" never does.
+    """
+    for spacing in (schedule.config["timestep_spacing"], "trailing"):
+        scheduler = SAMPLERS[sampler].from_config(schedule.config, timestep_spacing=spacing)
+        scheduler.set_timesteps(steps, device=device)
+        if scheduler.timesteps[0] >= BEGINS_ABOVE * schedule.timesteps:
+            break
+    return scheduler

@@ -66,8 +66,8 @@ def write_video(frames: Frames, out: Path, *, folder: Path, fps: float, progress
             continue
         with VideoFile(parts[-1], fps=fps) as file:
             for number in range(first, min(first + per_segment, frames.portions)):
-                progress(WHAT, number * config.portion, frames.count)
+                progress(WHAT, number * config.core, frames.count)
                 file.write(frames.portion(number))
-    join_videos(parts, out, frames_per_part=per_segment * config.portion)
+    join_videos(parts, out, frames_per_part=per_segment * config.core)
     write_preview(out, out.with_suffix(".gif"))
     progress(WHAT, frames.count, frames.count)

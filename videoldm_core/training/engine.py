@@ -18,24 +18,14 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from videoldm_core.errors import UserError
-from videoldm_core.records import Decay, Record
+from videoldm_core.training.optimizer import OptimizerConfig, adamw
 from videoldm_core.training.partitions import is_first_process, local_part
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 LARGEST_BUCKET = 50_000_000  # values per collective call
-
-
-class OptimizerConfig(Record):
-    """AdamW and what is done to its gradients."""
-
-    lr: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
-    clip_norm: float = Field(default=1.0, gt=0)  # DeepSpeed would clip at 1.0 unasked
 
 
 class Engine(Protocol):
@@ -70,7 +60,7 @@ class TorchEngine:
         bf16: bool,
         accumulate: int = 1,
     ) -> None:
-        self.module, self.optimizer = module, _adamw(trainable, config)
+        self.module, self.optimizer = module, adamw(trainable, config)
         self._trainable, self._clip, self._bf16 = trainable, config.clip_norm, bf16
         self._accumulate, self._micro_steps = accumulate, 0
         self._applied = False
@@ -146,7 +136,7 @@ def deepspeed_engine(  # noqa: PLR0913 - DeepSpeed's settings, by name
         },
     }
     engine, *_ = deepspeed.initialize(
-        model=module, optimizer=_adamw(trainable, config), config=settings
+        model=module, optimizer=adamw(trainable, config), config=settings
     )
     return engine
 
@@ -172,13 +162,6 @@ def leave_processes(exit_code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)
-
-
-def _adamw(trainable: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    # Fused: one pass over memory and no copy of the weights on the way.
-    return torch.optim.AdamW(
-        trainable, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
 
 
 def set_learning_rate(engine: Engine, lr: float) -> None:

@@ -75,12 +75,3 @@ def exchanged_memory(
     of_frozen = min(frozen, gathered)
     size = BFLOAT16 if precision == "bf16" else FLOAT32
     return bucket + of_frozen * size + (gathered - of_frozen) * FLOAT32
-
-
-def stepping_memory(trainable: int, *, zero_stage: ZeroStage, processes: int) -> int:
-    """Bytes that AdamW takes while it steps: on an accelerator the roots of all second moments that
-    the process holds, at once. Nothing is exchanged then.
-    """
-    share = -(-trainable // processes)
-    held = trainable if zero_stage == 0 else share
-    return (min(held, GATHERED_AT_ONCE) if zero_stage == 3 else held) * FLOAT32

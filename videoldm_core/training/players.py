@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from videoldm_core.data.loader import Batch
 from videoldm_core.randomness import SampleRng
 from videoldm_core.training.ema import Ema
-from videoldm_core.training.engine import Engine, OptimizerConfig
+from videoldm_core.training.engine import Engine
+from videoldm_core.training.optimizer import OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,24 +3,20 @@ let go.
 """
 
 import gc
-from collections.abc import Collection
 from pathlib import Path
 
 import torch
-from torch import distributed, nn
+from torch import distributed
 
 from videoldm_core.cascade import Stage
 from videoldm_core.errors import UserError
 from videoldm_core.job import Job
+from videoldm_core.models.weights import hold_frozen_in_bf16
 from videoldm_core.objectives.task import Task
 from videoldm_core.training.checkpoints import load_optimizers, load_weights
 from videoldm_core.training.ema import Ema
 from videoldm_core.training.engine import Engine, TorchEngine, deepspeed_engine
 from videoldm_core.training.players import Player
-
-# Layers whose weights autocast rounds to bfloat16 at every use. Norms are not among them: they
-# compute in float32, and some refuse weights of another type than their input.
-ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def start_players(
@@ -80,21 +76,6 @@ def micro_batches_per_step(stage: Stage, world: int) -> int:
             f"of {world} processes has of batch {stage.batch}; choose one of {fitting}."
         )
     return share // size
-
-
-def hold_frozen_in_bf16(module: nn.Module, trainable: Collection[nn.Parameter]) -> None:
-    """Halves the memory of what does not train, under autocast without a change to any value.
-
-    Autocast rounds these weights at every use; held rounded, the forward pass is the same to the
-    bit and saves the rounding. What is published of frozen parts is read from their files, never
-    from here.
-    """
-    moving = {id(parameter) for parameter in trainable}
-    for layer in module.modules():
-        if isinstance(layer, ROUNDED):
-            for parameter in layer.parameters(recurse=False):
-                if id(parameter) not in moving:
-                    parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _engine(job: Job, player: Player, split: int, world: int) -> Engine:

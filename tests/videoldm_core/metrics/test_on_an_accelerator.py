@@ -41,7 +41,7 @@ from videoldm_core.objectives.denoising import Denoising, DenoisingTask, Schedul
 from videoldm_core.objectives.task import Task
 from videoldm_core.randomness import SampleRng
 from videoldm_core.told import told_of
-from videoldm_core.training.engine import OptimizerConfig
+from videoldm_core.training.optimizer import OptimizerConfig
 from videoldm_core.training.players import Turn
 
 WORDS = Vocabulary(labels=(LabelKind(name="time", values=("day", "night")),))

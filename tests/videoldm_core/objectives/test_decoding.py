@@ -14,7 +14,8 @@ from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_fo
 from videoldm_core.objectives.adversarial import adaptive_weight
 from videoldm_core.objectives.decoding import DecodingTask, TemporalDecoding
 from videoldm_core.randomness import SampleRng
-from videoldm_core.training.engine import OptimizerConfig, TorchEngine
+from videoldm_core.training.engine import TorchEngine
+from videoldm_core.training.optimizer import OptimizerConfig
 from videoldm_core.training.players import Turn, unfreeze_only
 
 SHAPE = (2, 3, 3, 16, 16)

@@ -20,7 +20,8 @@ from videoldm_core.objectives.denoising import (
     random_patches,
 )
 from videoldm_core.randomness import SampleRng
-from videoldm_core.training.engine import OptimizerConfig, TorchEngine
+from videoldm_core.training.engine import TorchEngine
+from videoldm_core.training.optimizer import OptimizerConfig
 from videoldm_core.training.players import Turn, unfreeze_only
 
 NULL_TEXT = torch.full((4, 8), 7.0)

@@ -15,7 +15,8 @@ from videoldm_core.models.image import AutoencoderConfig, UNetConfig
 from videoldm_core.objectives.denoiser import load_denoiser
 from videoldm_core.objectives.denoising import Denoising, DenoisingTask, ScheduleConfig
 from videoldm_core.randomness import SampleRng
-from videoldm_core.training.engine import OptimizerConfig, TorchEngine
+from videoldm_core.training.engine import TorchEngine
+from videoldm_core.training.optimizer import OptimizerConfig
 from videoldm_core.training.players import Turn
 
 LOW = LowResolution(factor=4, max_noise_timestep=350)

@@ -18,7 +18,8 @@ from videoldm_core.objectives.denoiser import load_denoiser, predict
 from videoldm_core.objectives.denoising import Denoising, DenoisingTask, ScheduleConfig
 from videoldm_core.randomness import SampleRng
 from videoldm_core.told import nothing_told, told_of
-from videoldm_core.training.engine import OptimizerConfig, TorchEngine
+from videoldm_core.training.engine import TorchEngine
+from videoldm_core.training.optimizer import OptimizerConfig
 from videoldm_core.training.players import Turn
 
 TIME = LabelKind(name="time", values=("day", "night"))

@@ -19,6 +19,7 @@ from videoldm_core.conditioning import (
 )
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.objectives.denoiser import Denoiser
+from videoldm_core.objectives.denoising import ScheduleConfig
 from videoldm_core.sampling.config import SamplingConfig
 from videoldm_core.sampling.decoding import Frames
 from videoldm_core.sampling.drawing import Drawing, Prompt, RoleModel, Texts
@@ -32,10 +33,17 @@ SCHEDULE = NoiseSchedule(
     {
         "prediction_type": "v_prediction",
         "beta_schedule": "scaled_linear",
+        "steps_offset": 0,
         "set_alpha_to_one": True,
-        "clip_sample": False,
     }
 )
+
+# As presets have them.
+SCHEDULES = {
+    "epsilon": ScheduleConfig(predicts="epsilon"),
+    "v": ScheduleConfig(predicts="v_prediction"),
+    "v, zero terminal SNR": ScheduleConfig(predicts="v_prediction", zero_terminal_snr=True),
+}
 
 Guess = Callable[[Tensor, dict[str, Any]], Tensor]
 

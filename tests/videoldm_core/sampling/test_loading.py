@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
-from tests.videoldm_core.releases import TINY, request_for
+from tests.videoldm_core.releases import TINY, publish_all, request_for
+from tests.videoldm_core.single_files import in_the_authors_layout, vae_in_the_authors_layout
+from videoldm_core import generate as generating
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.errors import UserError
-from videoldm_core.generate import generate
-from videoldm_core.models.image import UNetConfig, load_vae
+from videoldm_core.generate import generate, load_models
+from videoldm_core.models.image import AutoencoderConfig, UNetConfig, load_vae
 from videoldm_core.models.stable_diffusion import ImageModel
 from videoldm_core.objectives.denoising import ScheduleConfig
 from videoldm_core.sampling.drawing import Drawing
@@ -165,21 +168,34 @@ def test_spatial_layers_read_the_backbones_text_and_temporal_layers_the_runs(
     assert (tmp_path / "v.mp4").read_bytes() != (tmp_path / "plain.mp4").read_bytes()
 
 
-def test_bf16_runs_networks_under_autocast(released, tmp_path: Path, monkeypatch):
-    on = []
-    draw = Drawing.__call__
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
+def test_a_single_stable_diffusion_2_file_predicts_what_the_model_it_replaces_does(
+    image_model, tmp_path: Path, monkeypatch, predicts
+):
+    """The file does not say it, and who samples can say it nowhere."""
 
-    def watched(self, role, noise, given, **options):
-        def note(module, arguments):
-            on.append(torch.is_autocast_enabled("cpu"))
+    def second(seed: int) -> UNet2DConditionModel:
+        torch.manual_seed(seed)
+        return UNet2DConditionModel(
+            block_out_channels=(32, 64),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            cross_attention_dim=8,
+            attention_head_dim=(1, 1),
+            use_linear_projection=True,
+        )
 
-        hook = role.denoiser.net.register_forward_pre_hook(note)
-        made = draw(self, role, noise, given, **options)
-        hook.remove()
-        assert made.dtype == torch.float32
-        return made
-
-    monkeypatch.setattr(Drawing, "__call__", watched)
-    generate(request_for(released, tmp_path / "v.mp4", precision="bf16"))
-    assert on
-    assert all(on)
+    parts = image_model | {name: tmp_path / name for name in ("unet", "scheduler")}
+    second(0).save_pretrained(parts["unet"])
+    ScheduleConfig(predicts=predicts).build().save(parts["scheduler"])
+    stages = publish_all(tmp_path / "release", parts)
+    tuned, file = second(1), tmp_path / "dreambooth.safetensors"
+    vae = AutoencoderConfig(widths=(32, 32, 32, 64), layers_per_block=2, groups=32).build(0)
+    tensors = in_the_authors_layout(tuned) | vae_in_the_authors_layout(vae)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    monkeypatch.setattr(generating, "load_text_tower", lambda source, loras: None)
+    cascade = load_models(request_for(stages, tmp_path / "v.mp4", backbone=file)).cascade
+    assert cascade.key_frames.denoiser.schedule.predicts == predicts
+    found, expected = unet_of(cascade.first_frame).state_dict(), tuned.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -2,10 +2,15 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from diffusers import AutoencoderKL
+from torch import Size, Tensor, nn
 
 from tests.videoldm_core.sampling.fakes import (
+    SCHEDULE as FAKE_SCHEDULE,
+)
+from tests.videoldm_core.sampling.fakes import (
     Fixed,
+    Known,
     drawing,
     fake_cascade,
     frames_from,
@@ -19,7 +24,7 @@ from videoldm_core.models.video_decoder import VideoDecoder
 from videoldm_core.models.video_unet import VideoUNet
 from videoldm_core.objectives.denoiser import Denoiser
 from videoldm_core.objectives.denoising import ScheduleConfig
-from videoldm_core.sampling.decoding import Frames
+from videoldm_core.sampling.decoding import Frames, decode_in_tiles
 from videoldm_core.sampling.drawing import RoleModel
 
 SCHEDULE = ScheduleConfig(predicts="v_prediction", zero_terminal_snr=True).build()
@@ -91,7 +96,8 @@ def test_tiles_equal_the_whole_where_half_the_overlap_covers_all_that_convolutio
     seen = reach(net)
     assert 10 < seen < 40
     whole = upscaled(net)
-    enough = upscaled(net, tile=SIDE, tile_overlap=2 * (seen + SHRINKING))
+    overlap = 2 * (seen + SHRINKING)
+    enough = upscaled(net, tile=2 * overlap + 16, tile_overlap=overlap)
     none = upscaled(net, tile=SIDE, tile_overlap=0)
     torch.testing.assert_close(enough, whole, atol=1e-3, rtol=0)
     assert (none - whole).abs().max() > 0.05
@@ -101,8 +107,8 @@ def test_group_norms_leave_a_small_difference_that_overlap_reduces():
     net = network()
     whole = upscaled(net)
     cut, blended = (
-        (upscaled(net, tile=SIDE, tile_overlap=overlap) - whole).square().mean().sqrt()
-        for overlap in (0, 64)
+        (upscaled(net, tile=tile, tile_overlap=overlap) - whole).square().mean().sqrt()
+        for tile, overlap in ((SIDE, 0), (2 * SIDE, 48))
     )
     assert blended < cut / 2
     assert blended < 0.05 * whole.std()
@@ -120,12 +126,69 @@ def test_tiles_share_noise_by_position_and_every_step():
     calls.clear()
     tiled = frames_from(cascade, given, **config, tile=16, tile_overlap=4).portion(0)
     torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
-    assert len(calls) == 4 * 2 * 3, "steps, rows, columns"
-    assert all(max(call["noisy"].shape[-2:]) <= 16 + 2 * 4 for call in calls)
+    assert len(calls) == 4 * 3 * 5, "steps, rows, columns"
+    assert {tuple(call["noisy"].shape[-2:]) for call in calls} == {(16, 16)}
 
 
-@pytest.mark.parametrize(("overlap", "is_near"), [(16, True), (0, False)])
-def test_frames_are_decoded_in_tiles_where_the_config_says_so(overlap: int, is_near: bool):
+@pytest.fixture
+def own_vae() -> AutoencoderKL:
+    """Of a latent upscaler: frames are 4 times larger than its latents."""
+    vae = AutoencoderConfig(widths=(8, 8, 8), layers_per_block=1, groups=4).build(0)
+    return vae.eval().requires_grad_(False)
+
+
+def latents_decoded(vae: AutoencoderKL, monkeypatch, **config) -> tuple[Tensor, list[Size]]:
+    """Two frames 64x96 of a latent upscaler, and the sizes of what its autoencoder decoded."""
+    seen: list[Size] = []
+    decode = AutoencoderKL.decode
+
+    def watched(self, latents: Tensor, **options):
+        seen.append(latents.shape[-2:])
+        return decode(self, latents, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoencoderKL, "decode", watched)
+        model = Denoiser(Known(own_latents), FAKE_SCHEDULE, 0.5, vae)  # type: ignore[arg-type]
+        frames = Frames(
+            drawing(**config),
+            Fixed(torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(2))),
+            decoder=fake_cascade().decoder,
+            shrinks=2,
+            scale=1.0,
+            upscaler=RoleModel(denoiser=model, frames=2, given=LowResolution(factor=4)),
+        )
+        return frames.portion(0), seen
+
+
+def own_latents(noisy: Tensor, given: dict) -> Tensor:
+    return 0.5 * noisy[:, :, :4]
+
+
+def test_an_upscalers_own_autoencoder_decodes_no_more_than_a_tile(own_vae, monkeypatch):
+    whole, seen = latents_decoded(own_vae, monkeypatch)
+    assert whole.shape == (2, 3, 64, 96)
+    assert set(seen) == {(16, 24)}
+    tiled, seen = latents_decoded(own_vae, monkeypatch, tile=32, tile_overlap=8)
+    assert set(seen) == {(8, 8)}
+    assert len(seen) == 2 * 3 * 5, "frames, rows, columns"
+    cut, _ = latents_decoded(own_vae, monkeypatch, tile=16, tile_overlap=0)
+    assert (tiled - whole).square().mean() < (cut - whole).square().mean() / 2
+
+
+def test_the_weights_of_decoded_tiles_sum_to_one():
+    given = torch.zeros(2, 4, 15, 21)
+    ones = decode_in_tiles(
+        lambda part: torch.ones(len(part), 3, 2 * part.shape[-2], 2 * part.shape[-1]),
+        given,
+        side=16,
+        overlap=5,
+        factor=2,
+    )
+    torch.testing.assert_close(ones, torch.ones(2, 3, 30, 42))
+
+
+@pytest.mark.parametrize(("tile", "overlap", "is_near"), [(24, 8, True), (8, 0, False)])
+def test_frames_are_decoded_in_tiles_where_the_config_says_so(tile, overlap, is_near: bool):
     """Group norms and attention over the frame leave a difference, smaller than without overlap."""
     vae = AutoencoderConfig(widths=(8, 16), layers_per_block=1, groups=4).build(0)
     generator = torch.Generator().manual_seed(4)
@@ -143,7 +206,7 @@ def test_frames_are_decoded_in_tiles_where_the_config_says_so(overlap: int, is_n
         return frames.portion(0)
 
     whole = decoded()
-    tiled = decoded(decoder_tile=8, tile_overlap=overlap)
+    tiled = decoded(decoder_tile=tile, tile_overlap=overlap)
     assert tiled.shape == whole.shape == (2, 3, 24, 32)
     error = (tiled - whole).square().mean().sqrt() / whole.std()
     assert bool(error < 0.2) is is_near, error

@@ -1,28 +1,31 @@
 """Interrupted sampling: the same request goes on and gives the same bytes; nothing is mixed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from tests.videoldm_core.releases import request_for
+from tests.videoldm_core.releases import publish, request_for
 from videoldm_core.errors import UserError
 from videoldm_core.generate import generate
 from videoldm_core.sampling.key_frames import KeyFrameCalls
 from videoldm_core.sampling.unfinished import unfinished_folder
 from videoldm_core.sampling.video_file import VideoFile
+from videoldm_core.training.published import part_paths, read_published
 
-# 7 key frames of 5 per call, 25 frames: 4 segments of 8 frames in portions of 4.
+# 7 key frames of 5 per call, 25 frames: 4 segments of 8 frames, 4 of each portion shown.
 LONG = {
     "key_frames": 7,
     "sampling": {
         "steps": 1,
         "interpolation_steps": 1,
         "upscale_steps": 1,
-        "portion": 4,
+        "portion": 8,
         "segment": 8,
         "windows": 2,
         "sampler": "ddpm",
@@ -141,28 +144,41 @@ def test_what_is_finished_is_not_made_again(released, tmp_path: Path, monkeypatc
     assert segments(request.out) == [f"future-1/segment-{i:05}.mp4" for i in range(3)]
 
 
+def root_of(released: dict[str, Path]) -> Path:
+    return released["text_tower"].parent
+
+
+def train_on(stage: Path) -> None:
+    """Publishes other temporal layers in a stage's folder."""
+    published = read_published(stage)
+    assert published is not None
+    parts = part_paths(stage)
+    (weights,) = parts["temporal"].glob("*.safetensors")
+    save_file({name: 0.5 * tensor for name, tensor in load_file(weights).items()}, weights)
+    publish(stage, published.stage, parts)
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"prompt": "a bus"}, {"passes": 0}, "stage"])
-def test_what_another_request_began_is_discarded(released, tmp_path: Path, monkeypatch, change):
-    request = request_for(released, tmp_path / "v.mp4", **LONG)
+def test_what_another_request_began_is_discarded(
+    released, uninterrupted, tmp_path: Path, monkeypatch, change
+):
+    root = shutil.copytree(root_of(released), tmp_path / "release")
+    copies = {name: root / path.relative_to(root_of(released)) for name, path in released.items()}
+    request = request_for(copies, tmp_path / "v.mp4", **LONG)
     with monkeypatch.context() as patch:
         break_at(patch, VideoFile, "write", 4)
         with pytest.raises(KeyboardInterrupt):
             generate(request)
     assert len(segments(request.out)) == 1
-    marked = released["predictor"] / "stage.json"
-    kept = marked.read_text()
-    try:
-        if change == "stage":
-            marked.write_text(kept.replace('"step": 0', '"step": 1'))
-            change = {}
-        values = request.model_dump(mode="json") | change
-        other = type(request).model_validate(values)
-        generate(other)
-        fresh = other.model_copy(update={"out": tmp_path / "fresh" / "v.mp4"})
-        generate(fresh)
-    finally:
-        marked.write_text(kept)
+    if change == "stage":
+        train_on(copies["predictor"])
+        change = {}
+    other = type(request).model_validate(request.model_dump(mode="json") | change)
+    generate(other)
+    fresh = other.model_copy(update={"out": tmp_path / "fresh" / "v.mp4"})
+    generate(fresh)
     assert other.out.read_bytes() == fresh.out.read_bytes()
+    assert fresh.out.read_bytes() != (uninterrupted / "v.mp4").read_bytes()
     assert not unfinished_folder(other.out).exists()
 
 

@@ -29,13 +29,9 @@ from videoldm_core.objectives.task import Task
 from videoldm_core.told import told_of
 from videoldm_core.training import actions
 from videoldm_core.training.checkpoints import latest_checkpoint, save_checkpoint
-from videoldm_core.training.engine import (
-    OptimizerConfig,
-    full_tensors,
-    join_processes,
-    leave_processes,
-)
+from videoldm_core.training.engine import full_tensors, join_processes, leave_processes
 from videoldm_core.training.loop import Action, train
+from videoldm_core.training.optimizer import OptimizerConfig
 from videoldm_core.training.players import Turn
 from videoldm_core.training.start import start_players
 

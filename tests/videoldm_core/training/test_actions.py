@@ -14,8 +14,9 @@ from videoldm_core.data.loader import Batch
 from videoldm_core.errors import UserError
 from videoldm_core.training import actions
 from videoldm_core.training.ema import Ema
-from videoldm_core.training.engine import OptimizerConfig, TorchEngine
+from videoldm_core.training.engine import TorchEngine
 from videoldm_core.training.journal import Journal
+from videoldm_core.training.optimizer import OptimizerConfig
 from videoldm_core.training.players import Player, Turn, trainable_parameters
 
 

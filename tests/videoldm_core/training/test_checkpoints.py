@@ -18,7 +18,8 @@ from videoldm_core.training.checkpoints import (
     save_checkpoint,
 )
 from videoldm_core.training.ema import Ema
-from videoldm_core.training.engine import OptimizerConfig, TorchEngine
+from videoldm_core.training.engine import TorchEngine
+from videoldm_core.training.optimizer import OptimizerConfig
 from videoldm_core.training.players import Player, trainable_parameters
 
 

@@ -26,7 +26,8 @@ from pathlib import Path
 import torch
 from tests.videoldm_core.training.test_live_memory import measured_model
 from videoldm_core.training.ema import Ema
-from videoldm_core.training.engine import OptimizerConfig, TorchEngine
+from videoldm_core.training.engine import TorchEngine
+from videoldm_core.training.optimizer import OptimizerConfig
 
 def peak():  # not getrusage: a child's begins with what its parent held when it forked
     lines = Path("/proc/self/status").read_text().splitlines()

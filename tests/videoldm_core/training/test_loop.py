@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from videoldm_core.data.loader import Batch
-from videoldm_core.training.engine import OptimizerConfig
 from videoldm_core.training.loop import micro_batches, train, warmup_and_cooldown
+from videoldm_core.training.optimizer import OptimizerConfig
 from videoldm_core.training.players import Player, Turn, trainable_parameters
 
 Event = tuple[Any, ...]

@@ -8,7 +8,6 @@ from videoldm_core.training.memory import (
     ZERO_STAGES,
     exchanged_memory,
     held_memory,
-    stepping_memory,
 )
 
 COUNTS = st.integers(0, 10**10)
@@ -91,12 +90,6 @@ def test_there_is_at_least_one_process():
 )
 def test_what_is_exchanged_are_gradients_and_in_stage_three_whole_weights(zero_stage, expected):
     assert exchanged_memory(1000, 500, zero_stage=zero_stage, precision="bf16") == expected
-
-
-@pytest.mark.parametrize(("zero_stage", "expected"), [(0, 500 * 4), (1, 125 * 4), (3, 125 * 4)])
-def test_a_step_takes_a_copy_of_what_the_process_steps(zero_stage, expected):
-    assert stepping_memory(500, zero_stage=zero_stage, processes=4) == expected
-    assert stepping_memory(10**11, zero_stage=3, processes=1) == 4 * 10**9, "a group at a time"
 
 
 def test_however_large_a_model_is_its_exchange_is_bounded():

@@ -16,7 +16,8 @@ from videoldm_core.objectives.denoising import Denoising, DenoisingTask
 from videoldm_core.randomness import SampleRng
 from videoldm_core.training import start
 from videoldm_core.training.checkpoints import save_checkpoint
-from videoldm_core.training.engine import OptimizerConfig, TorchEngine
+from videoldm_core.training.engine import TorchEngine
+from videoldm_core.training.optimizer import OptimizerConfig
 from videoldm_core.training.players import Player, Turn, trainable_parameters
 from videoldm_core.training.start import (
     micro_batches_per_step,

@@ -1,0 +1,131 @@
+"""Requests: what no model of a release can do is a sentence; what decides a video identifies it."""
+
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.videoldm_core.releases import TINY, request_for
+from videoldm_core.conditioning import KeyFrames
+from videoldm_core.errors import UserError
+from videoldm_core.objectives.denoising import ScheduleConfig
+from videoldm_core.sampling import request as requests
+from videoldm_core.sampling.loading import Release, read_release
+from videoldm_core.sampling.request import check, identity
+
+CPU = torch.device("cpu")
+BOX = {"class": "car", "box": [0.1, 0.1, 0.5, 0.5]}
+
+
+@pytest.fixture
+def release(released) -> Release:
+    return read_release(TINY.roles, released)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "sentence"),
+    [
+        (
+            {"upscale_noise_timestep": 1000},
+            "upscale_noise_timestep = 1000, but the upscaler has 1000 noise levels; .* 0 to 999",
+        ),
+        (
+            {"interpolation_noise_timestep": 1},
+            "interpolation_noise_timestep = 1, but .* noise up to level 0 on its given frames",
+        ),
+    ],
+)
+def test_a_noise_level_that_a_model_does_not_have_is_refused(
+    released, release, tmp_path: Path, sampling, sentence
+):
+    with pytest.raises(UserError, match=sentence):
+        check(request_for(released, tmp_path / "v.mp4", sampling=sampling), release)
+
+
+def test_noise_as_strong_as_an_interpolator_was_trained_with_can_be_asked_for(
+    released, release, tmp_path: Path
+):
+    published = release.stages["interpolator"]
+    told = published.stage.objective.model_copy(update={"given": KeyFrames(max_noise_timestep=250)})
+    stage = published.stage.model_copy(update={"objective": told})
+    release.stages["interpolator"] = published.model_copy(update={"stage": stage})
+
+    def asked(level: int, **changes: Any) -> None:
+        sampling = {"interpolation_noise_timestep": level}
+        check(request_for(released, tmp_path / "v.mp4", sampling=sampling, **changes), release)
+
+    asked(250)
+    with pytest.raises(UserError, match="up to level 250 .* choose one from 0 to 250"):
+        asked(251)
+    asked(251, passes=0)
+
+
+@pytest.mark.parametrize(
+    ("role", "name"),
+    [
+        ("image", "steps"),
+        ("interpolator", "interpolation_steps"),
+        ("upscaler", "upscale_steps"),
+    ],
+)
+def test_more_steps_than_a_model_has_levels_are_refused(
+    released, tmp_path: Path, monkeypatch, role, name
+):
+    release = read_release(TINY.roles, released)
+    short = ScheduleConfig(timesteps=40).build()
+    long = ScheduleConfig(timesteps=1000).build()
+    playing = {"image": "first_frame"}.get(role, role)
+    monkeypatch.setattr(Release, "schedule", lambda self, of: short if of == playing else long)
+    sampling = {"upscale_noise_timestep": 0, name: 40}
+    check(request_for(released, tmp_path / "v.mp4", sampling=sampling), release)
+    with pytest.raises(UserError, match=f"{name} = 41, but the {playing} model has 40 noise"):
+        check(request_for(released, tmp_path / "v.mp4", sampling={**sampling, name: 41}), release)
+
+
+def test_boxes_of_a_first_frame_that_is_given_are_refused(released, release, tmp_path: Path):
+    picture = tmp_path / "street.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    options = {"first_frame": picture, "boxes": [BOX]}
+    with pytest.raises(UserError, match="boxes say what the first frame shows, but first_frame ="):
+        check(request_for(released, tmp_path / "v.mp4", **options), release)
+
+
+def test_a_video_is_identified_by_all_that_decides_its_bytes(
+    released, release, tmp_path: Path, monkeypatch
+):
+    request = request_for(released, tmp_path / "v.mp4")
+
+    def found() -> str:
+        return identity(request, release, CPU)
+
+    plain = found()
+    assert found() == plain
+    changed = {"format": ("FORMAT", requests.FORMAT + 1)}
+    changed["accelerator"] = ("device_name", lambda device: "another card")
+    for package in requests.PACKAGES:
+        newer = lambda name, package=package: "9.9" if name == package else "1.0"  # noqa: E731
+        changed[package] = ("version", newer)
+    seen = {plain}
+    for attribute, value in changed.values():
+        with monkeypatch.context() as patch:
+            patch.setattr(requests, attribute, value)
+            seen.add(found())
+    assert len(seen) == 1 + len(changed)
+    assert {"videoldm", "torch", "diffusers", "av"} == set(requests.PACKAGES)
+
+
+def test_a_package_that_was_not_installed_has_no_version(released, release, tmp_path, monkeypatch):
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(requests, "version", missing)
+    assert len(identity(request_for(released, tmp_path / "v.mp4"), release, CPU)) == 64
+
+
+def test_an_accelerator_is_named_by_its_product(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "card of the year")
+    assert requests.device_name(torch.device("cuda")) == "card of the year"
+    assert requests.device_name(CPU) == "cpu"
