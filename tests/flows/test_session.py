@@ -18,6 +18,7 @@ from flows.tracking import Tracker
 from tests.flows.test_report import write_video
 from videoldm_core.errors import UserError
 from videoldm_core.job import load_job
+from videoldm_core.sampling.request import Request as SampleRequest
 from videoldm_core.training.published import PublishedStage, describe_parts, write_published
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
