@@ -73,6 +73,7 @@ class RunConfig(Record):
     tracking_uri: str | None = None  # MLflow server; None means a SQLite file in the run's folder
     video: dict[str, Any] = {}  # changed fields of the preset's video format
     text: dict[str, Any] = {}  # changed fields of the preset's text; another kind replaces it
+    pixel_text: dict[str, Any] = {}  # in place of the preset's text of pixel shards
     stages: dict[str, dict[str, Any]] = {}  # stage name -> changed fields of its row
     sample: SampleConfig = SampleConfig()
     price_per_process_hour: float = Field(default=0.0, ge=0)  # money, for the report

@@ -3,6 +3,7 @@
 In a process of its own, so that the flow never holds a network, and a crash is an exit code.
 """
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING
 from flows.config import RunConfig
 from flows.dag import Attempt, Made
 from flows.launch import Command, Launcher
-from flows.pretrained import brought_model, run_with_text
+from flows.pretrained import brought_model, run_with_texts
 from flows.table import table_of
 from videoldm_core.errors import UserError
-from videoldm_core.files import write_text_atomically
+from videoldm_core.files import files_below, write_text_atomically
 from videoldm_core.machine import usable_cores
 from videoldm_core.records import Record
 from videoldm_core.training.journal import Journal
@@ -22,6 +23,7 @@ from videoldm_core.training.journal import Journal
 if TYPE_CHECKING:
     from preprocessing.stores import StoreRequest
     from videoldm_core.models.text import TextTower
+    from videoldm_core.models.text_source import AnyText
 
 
 class StepRequest(Record):
@@ -57,8 +59,8 @@ def launch_step(step: str, attempt: Attempt, *, run: RunConfig, launcher: Launch
 
 
 def launch_text(attempt: Attempt, *, run: RunConfig, launcher: Launcher) -> Made:
-    """Makes the text tower; what it is made from is fetched here, as launched processes may not."""
-    return launch_step("text", attempt, run=run_with_text(run, table_of(run)), launcher=launcher)
+    """Makes the text towers; what they are of is fetched here, as launched processes may not."""
+    return launch_step("text", attempt, run=run_with_texts(run, table_of(run)), launcher=launcher)
 
 
 class Preparation:
@@ -88,16 +90,19 @@ class Preparation:
         return Made(output=folder / "captions.csv", files=tuple(files))
 
     def text(self) -> Made:
-        """Builds the text tower."""
-        folder = self.run.out / "text_tower"
-        self._text_tower().save(folder)
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-        return Made(output=folder / "config.json", files=tuple(files))
+        """Builds the text tower, and the one of pixel shards where that is another."""
+        from videoldm_core.models.text_source import OF_PIXELS
 
-    def _text_tower(self) -> "TextTower":
+        folder, of_pixels = self.run.out / "text_tower", self.table.pixel_text
+        shutil.rmtree(folder, ignore_errors=True)
+        if of_pixels is not None:
+            self._text_tower(of_pixels).save(folder / OF_PIXELS)
+        self._text_tower(self.table.text).save(folder)
+        return Made(output=folder / "config.json", files=tuple(files_below(folder)))
+
+    def _text_tower(self, text: "AnyText") -> "TextTower":
         from videoldm_core.models.text_source import ModelText
 
-        text = self.table.text
         if not isinstance(text, ModelText):
             return text.build()
         brought = brought_model(self.table.stage(text.stage))
@@ -126,8 +131,9 @@ class Preparation:
     def pixels(self) -> Made:
         """Writes the pixel store."""
         from preprocessing.stores import encode_pixels
+        from videoldm_core.models.text_source import pixel_tower
 
-        return _store_made(encode_pixels(self._stores()))
+        return _store_made(encode_pixels(self._stores(pixel_tower(self.run.out / "text_tower"))))
 
     def latents(self) -> Made:
         """Writes the latent store with the frozen image encoder."""
@@ -139,14 +145,14 @@ class Preparation:
 
         parts = part_paths(self.run.stage_folder(encoder_stage(self.table)))
         store = encode_latents(
-            self._stores(),
+            self._stores(self.run.out / "text_tower"),
             vae_folder=parts.get("encoder", parts["vae"]),
             device="cuda" if torch.cuda.is_available() else "cpu",
             in_bfloat16=self.run.precision == "bf16",
         )
         return _store_made(store)
 
-    def _stores(self) -> "StoreRequest":
+    def _stores(self, text_tower: Path) -> "StoreRequest":
         from preprocessing.admission_record import read_admission
         from preprocessing.stores import StoreRequest
         from videoldm_core.models.text import TextTower
@@ -159,7 +165,7 @@ class Preparation:
             folder_of_videos=self._folder_of_videos(),
             out=out,
             video=self.table.video,
-            text=TextTower.load(out / "text_tower"),
+            text=TextTower.load(text_tower),
             progress=self._progress,
         )
 

@@ -54,21 +54,21 @@ def local_stage(stage: "Stage") -> "Stage":
     return stage.model_copy(update={"objective": local})
 
 
-def run_with_text(run: "RunConfig", table: "Preset") -> "RunConfig":
-    """The run with the source of its text tower on this machine, for a process without network.
+def run_with_texts(run: "RunConfig", table: "Preset") -> "RunConfig":
+    """The run with the sources of its text towers on this machine, for a process without network.
 
     Raises:
-        UserError: it cannot be fetched.
+        UserError: one cannot be fetched.
     """
     from videoldm_core.models.text_source import ModelText, OpenClipText
 
-    text = table.text
-    if isinstance(text, OpenClipText) and text.download:
-        return run.model_copy(update={"text": text.located().model_dump(mode="json")})
-    if not isinstance(text, ModelText):
-        return run
-    source = brought_model(local_stage(table.stage(text.stage))).source or ""
-    return run.model_copy(update={"pretrained": {**run.pretrained, text.stage: source}})
+    for field, text in (("text", table.text), ("pixel_text", table.pixel_text)):
+        if isinstance(text, OpenClipText) and text.download:
+            run = run.model_copy(update={field: text.located().model_dump(mode="json")})
+        elif isinstance(text, ModelText):
+            source = brought_model(local_stage(table.stage(text.stage))).source or ""
+            run = run.model_copy(update={"pretrained": {**run.pretrained, text.stage: source}})
+    return run
 
 
 def brought_model(stage: "Stage") -> "Brought":

@@ -91,8 +91,10 @@ class Foreman:
         """
         from flows.pretrained import local_stage
         from videoldm_core.job import Job
+        from videoldm_core.models.text_source import pixel_tower
         from videoldm_core.training.published import part_paths, published_digest
 
+        tower = self.run.out / "text_tower"
         parts: dict[str, Path] = {}
         parents: dict[str, str] = {}
         for parent in stage.starts_from:
@@ -106,7 +108,7 @@ class Foreman:
             parents=parents,
             latents=self._store("latents") if stage.reads == "latents" else None,
             pixels=self._store("pixels") if stage.reads == "pixels" else None,
-            text_tower=self.run.out / "text_tower",
+            text_tower=pixel_tower(tower) if stage.upscales else tower,
             out=self.run.stage_folder(stage.name),
             seed=self.run.seed,
             precision=self.run.precision,

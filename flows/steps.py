@@ -99,7 +99,7 @@ def data_steps(foreman: Foreman) -> list[Step]:
             tuple(name for name, *_ in filming),
             {"video": video, "stages": strides, "folder": inventory(run.videos)} | words | rates,
         ),
-        ("text", "build the text tower", (), {"text": text_settings(table)}),
+        ("text", "build the text tower", (), text_settings(table)),
         ("pixels", "write pixel shards", ("admission", "text"), {"video": video}),
         (
             "latents",
@@ -147,12 +147,16 @@ def _makes_autoencoder(row: "Stage") -> bool:
 
 
 def text_settings(table: "Preset") -> dict[str, Any]:
-    """What decides the text tower: its configuration, or the files of the model that has it."""
+    """What decides the text towers: their configurations, or the files of the models' own."""
     from videoldm_core.models.text_source import ModelText
 
-    settings = table.text.model_dump(mode="json")
-    if isinstance(table.text, ModelText):
-        settings["model"] = content_of(brought_model(table.stage(table.text.stage)))
+    settings = {}
+    for name, text in (("of_latents", table.text), ("of_pixels", table.pixel_text)):
+        if text is None:
+            continue
+        settings[name] = text.model_dump(mode="json")
+        if isinstance(text, ModelText):
+            settings[name]["model"] = content_of(brought_model(table.stage(text.stage)))
     return settings
 
 

@@ -35,8 +35,8 @@ def table_of(run: "RunConfig") -> "Preset":
     rows = tuple(changed.get(row.name, row) for row in table.stages)
     format_values = merged(table.video.model_dump(), run.video)
     video = parse_record(VideoFormat, format_values, where="video")
-    text = _text_of(run, table)
-    changed_table = table.model_copy(update={"stages": rows, "video": video, "text": text})
+    texts = {"text": _text_of(run, table), "pixel_text": _pixel_text_of(run, table)}
+    changed_table = table.model_copy(update={"stages": rows, "video": video} | texts)
     check_handoffs(changed_table)
     check_sizes(changed_table)
     check_shares(changed_table, run.processes)
@@ -60,7 +60,9 @@ def _without(table: "Preset", names: tuple[str, ...]) -> "Preset":
 
     left_out = {table.stage(name).name for name in names}
     roles = table.roles.model_dump()
+    of_left_out = getattr(table.pixel_text, "stage", None) in left_out
     values = table.model_dump() | {
+        "pixel_text": None if of_left_out else table.pixel_text,
         "stages": [row for row in table.stages if row.name not in left_out],
         "roles": {role: name for role, name in roles.items() if name not in left_out},
     }
@@ -89,6 +91,16 @@ def _brought_sources(run: "RunConfig", table: "Preset") -> dict[str, dict[str, A
             source = str(path)
         changes[name] = {"objective": {"source": source}}
     return changes
+
+
+def _pixel_text_of(run: "RunConfig", table: "Preset") -> "AnyText | None":
+    """The preset's text of pixel shards, or the one that the run gives in its place."""
+    from videoldm_core.cascade import Preset
+
+    if not run.pixel_text:
+        return table.pixel_text
+    values = table.model_dump() | {"pixel_text": run.pixel_text}
+    return parse_record(Preset, values, where="the run file").pixel_text
 
 
 def _text_of(run: "RunConfig", table: "Preset") -> "AnyText":

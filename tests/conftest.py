@@ -97,6 +97,24 @@ def _in_transformers_layout(tower: TextTower) -> dict[str, Tensor]:
     return {f"text_model.{name}": tensor.contiguous() for name, tensor in named.items()}
 
 
+def _write_text_encoder(folder: Path, tower: TextTower) -> None:
+    """The text_encoder/ and tokenizer/ of a diffusers folder."""
+    encoder, tokenizer = folder / "text_encoder", folder / "tokenizer"
+    encoder.mkdir()
+    tokenizer.mkdir()
+    described = {
+        "hidden_act": "gelu",
+        "hidden_size": tower.config.width,
+        "num_attention_heads": tower.config.heads,
+        "num_hidden_layers": tower.config.layers,
+        "max_position_embeddings": tower.config.context_length,
+        "vocab_size": CLIP_VOCABULARY,
+    }
+    (encoder / "config.json").write_text(json.dumps(described))
+    save_file(_in_transformers_layout(tower), encoder / "model.safetensors")
+    (tokenizer / "special_tokens_map.json").write_text('{"pad_token": "!"}')
+
+
 @pytest.fixture(scope="session")
 def text_tower() -> TextTower:
     """The text tower of `stable_diffusion`."""
@@ -114,20 +132,7 @@ def stable_diffusion(text_tower: TextTower, tmp_path_factory: pytest.TempPathFac
     vae.register_to_config(scaling_factor=0.18215)
     vae.save_pretrained(folder / "vae")
     ScheduleConfig(predicts="v_prediction").build().save(folder / "scheduler")
-    encoder, tokenizer = folder / "text_encoder", folder / "tokenizer"
-    encoder.mkdir()
-    tokenizer.mkdir()
-    described = {
-        "hidden_act": "gelu",
-        "hidden_size": 32,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 2,
-        "max_position_embeddings": 8,
-        "vocab_size": CLIP_VOCABULARY,
-    }
-    (encoder / "config.json").write_text(json.dumps(described))
-    save_file(_in_transformers_layout(text_tower), encoder / "model.safetensors")
-    (tokenizer / "special_tokens_map.json").write_text('{"pad_token": "!"}')
+    _write_text_encoder(folder, text_tower)
     return folder
 
 
@@ -141,7 +146,7 @@ def x4_upscaler(tmp_path_factory: pytest.TempPathFactory) -> Path:
         attention=(False, True),
         layers_per_block=1,
         heads=2,
-        text=32,
+        text=48,  # another tower's than that of `stable_diffusion`
         groups=8,
         told_noise_level=True,
     ).build(0).save_pretrained(folder / "unet")
@@ -151,6 +156,8 @@ def x4_upscaler(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, predicts in (("scheduler", "v_prediction"), ("low_res_scheduler", "epsilon")):
         schedule = ScheduleConfig(predicts=predicts, beta_start=1e-4, beta_end=0.02)
         schedule.build().save(folder / name)
+    tower = TextTower.build(TextConfig(context_length=8, width=48, heads=2, layers=2))
+    _write_text_encoder(folder, tower)
     return folder
 
 

@@ -14,6 +14,11 @@ import pytest
 import yaml
 
 from videoldm_core.cascade import preset
+from videoldm_core.data.loader import read_batch
+from videoldm_core.data.plan import Windows
+from videoldm_core.data.store import open_store
+from videoldm_core.job import load_job
+from videoldm_core.models.text_source import OF_PIXELS
 from videoldm_core.training.published import part_paths, read_published
 
 TABLE = preset("text_to_video")
@@ -93,6 +98,24 @@ def test_a_stage_keeps_only_what_it_changed_of_the_brought_model(finished):
         "image_upscaler": {"unet", "scheduler", "own_vae"},
         "upscaler": {"temporal"},
     }
+
+
+def test_texts_are_embedded_by_the_tower_of_who_reads_them(finished):
+    """The x4-upscaler was trained with another tower than the image model beside it may have."""
+    out, _ = finished
+    widths = {}
+    for kind in ("latents", "pixels"):
+        (index,) = (out / kind).glob("*/index.json")
+        store = open_store(index.parent)
+        windows = Windows(store, frames=1, strides=(1,), split="train")
+        widths[kind] = read_batch(store, windows, [0]).text.shape[-1]
+    assert widths == {"latents": 32, "pixels": 48}
+    towers = {
+        row.name: load_job(out / "stages" / row.name / "job.json").text_tower
+        for row in TABLE.stages
+    }
+    of_pixels = {name for name, tower in towers.items() if tower.name == OF_PIXELS}
+    assert of_pixels == {"image_upscaler", "upscaler"}
 
 
 def test_the_missing_perceptual_backbone_is_stated(finished):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from videoldm_core.annotations import LabelKind, Vocabulary
+from videoldm_core.conditioning import LowResolution
 from videoldm_core.errors import UserError
 from videoldm_core.files import digest_for_json
 from videoldm_core.metrics.proofs import AnyProof
@@ -75,6 +76,14 @@ class Stage(Record):
     cooldown: int = Field(default=0, ge=0)  # last steps, in which it falls to 0
     ema: Decay = 0.9999  # of the published average
 
+    @property
+    def upscales(self) -> bool:
+        """Whether it makes frames of a low resolution; its texts are those of pixel shards."""
+        objective = self.objective
+        if isinstance(objective, Brought):
+            return objective.model == "upscaler"
+        return isinstance(objective, Denoising) and isinstance(objective.given, LowResolution)
+
     def sees_boxes_only(self, told: Vocabulary | None) -> bool:
         """Whether the stage, told of its clips by tokens of `told`, sees only frames with boxes."""
         return told is not None and bool(told.box_classes) and self.frames == 1
@@ -105,6 +114,9 @@ class Preset(Record):
     name: str
     video: VideoFormat
     text: AnyText
+    # Of the texts in pixel shards, which upscalers alone read: an x4-upscaler was trained with
+    # Stable Diffusion 2's tower, beside whichever image model it stands. None: `text`.
+    pixel_text: AnyText | None = None
     # What NAME.json beside a video may say; a stage's `tokens` are what its model is told of it.
     labels: tuple[LabelKind, ...] = ()
     box_classes: tuple[str, ...] = ()

@@ -16,8 +16,9 @@ from videoldm_core.files import write_bytes_atomically
 from videoldm_core.models.image import load_vae, shrinking
 from videoldm_core.models.stable_diffusion import load_image_model, load_text_tower
 from videoldm_core.models.text import TextTower
+from videoldm_core.models.text_source import pixel_tower
 from videoldm_core.records import load_record
-from videoldm_core.sampling.drawing import Drawing, Prompt, Texts
+from videoldm_core.sampling.drawing import Drawing, Prompt, RoleModel, Texts
 from videoldm_core.sampling.first_frame import encode_picture, read_picture
 from videoldm_core.sampling.interpolation import Progress
 from videoldm_core.sampling.loading import Release, load_cascade, predicted_by, read_release
@@ -38,6 +39,7 @@ class Models:
     precision: Precision
     cascade: Cascade
     tower: TextTower
+    pixel_tower: TextTower | None  # of the upscaler; None: the same
     personal_tower: TextTower | None  # of the backbone; None: there is none
 
 
@@ -82,12 +84,14 @@ def load_models(request: Request) -> Models:
     cascade = load_cascade(release, device, precision=request.precision, personal=personal)
     if request.backbone is not None:
         personal_tower = load_text_tower(request.backbone, loras=request.loras)
+    of_pixels = pixel_tower(request.text_tower)
     return Models(
         release=release,
         device=device,
         precision=request.precision,
         cascade=cascade,
         tower=TextTower.load(request.text_tower),
+        pixel_tower=TextTower.load(of_pixels) if of_pixels != request.text_tower else None,
         personal_tower=personal_tower,
     )
 
@@ -144,11 +148,13 @@ def frame_rate(release: Release, passes: int) -> float:
 
 
 def _prompt(request: Request, models: Models) -> Prompt:
-    """What is asked for, by the run's own text tower and by the backbone's if there is one."""
-    cascade, personal = models.cascade, None
+    """What is asked for, by the run's own text tower, the upscaler's and the backbone's."""
+    cascade, of_pixels, personal = models.cascade, None, None
     if models.personal_tower is not None:
-        personal = _texts(models.personal_tower, request.prompt, models)
-    own = _texts(models.tower, request.prompt, models)
+        personal = _texts(models.personal_tower, request.prompt, cascade.key_frames)
+    own = _texts(models.tower, request.prompt, cascade.key_frames)
+    if models.pixel_tower is not None and cascade.upscaler is not None:
+        of_pixels = _texts(models.pixel_tower, request.prompt, cascade.upscaler)
     factor, video = cascade.shrinks, models.release.stages["key_frames"].video
     height, width = request.size or (video.height, video.width)
     if min(height, width) < factor or height % factor or width % factor:
@@ -160,6 +166,7 @@ def _prompt(request: Request, models: Models) -> Prompt:
     check_request(cascade.vocabularies, request.labels, request.boxes)
     return Prompt(
         texts=own,
+        of_pixels=of_pixels,
         personal=personal,
         labels=request.labels,
         boxes=request.boxes,
@@ -168,14 +175,15 @@ def _prompt(request: Request, models: Models) -> Prompt:
     )
 
 
-def _texts(tower: TextTower, prompt: str, models: Models) -> Texts:
-    width = models.cascade.key_frames.denoiser.net.unet.config.cross_attention_dim
+def _texts(tower: TextTower, prompt: str, role: RoleModel) -> Texts:
+    unet = role.denoiser.net.unet
+    width = unet.config.cross_attention_dim
     if tower.dimension != width:
         raise UserError(
             f"A text tower gives {tower.dimension} values per token, but the models read {width}; "
             "use the one they were trained with, and a backbone of the same image model."
         )
-    text, empty = tower.encode([prompt, ""]).to(models.device).chunk(2)
+    text, empty = tower.encode([prompt, ""]).to(unet.device).chunk(2)
     return Texts(prompt=text, empty=empty)
 
 

@@ -12,7 +12,7 @@ from flows.config import load_run
 from flows.dag import Attempt, Made
 from flows.launch import Command
 from flows.launch.local import environment
-from flows.prepare import StepRequest, launch_text
+from flows.prepare import Preparation, StepRequest, launch_text
 from flows.prepare import main as prepare_main
 from flows.pretrained import check_brought, content_of, fetch, local_stage, wanted_files
 from flows.stages import Foreman
@@ -22,8 +22,10 @@ from flows.tracking import Tracker
 from videoldm_core.errors import UserError
 from videoldm_core.models.stable_diffusion import load_text_tower
 from videoldm_core.models.text import TextTower
-from videoldm_core.models.text_source import OpenClipText
+from videoldm_core.models.text_source import OF_PIXELS, OpenClipText, pixel_tower
 from videoldm_core.objectives.brought import Brought
+
+WITHOUT_UPSCALER = "without=[image_upscaler, upscaler]"
 
 
 def brought(run: list[str], stage: str = "image_model") -> Brought:
@@ -52,6 +54,7 @@ def test_a_stage_left_out_takes_its_role_with_it(stable_diffusion):
     table = table_of(load_run("text_to_video", run))
     check_brought(table)
     assert table.roles.upscaler is None
+    assert table.pixel_text is None  # nobody is left to read it
     assert "upscaler" not in [row.name for row in table.stages]
 
 
@@ -145,12 +148,37 @@ def test_the_text_step_fetches_before_it_launches_a_process_without_network(
 ):
     hub = FakeHub(monkeypatch, stable_diffusion, files_below(stable_diffusion))
     out, source = f"out={tmp_path / 'run'}", "pretrained.image_model=hub:owner/name"
-    run = load_run("text_to_video", [out, source])
+    run = load_run("text_to_video", [out, source, WITHOUT_UPSCALER])
     attempt = Attempt(goes_on=False, on_line=lambda line: None, cancelled=threading.Event())
     launch_text(attempt, run=run, launcher=Offline(monkeypatch))
     assert [name for name, _ in hub.asked] == ["owner/name"]
     tower = TextTower.load(tmp_path / "run" / "text_tower")
     assert tower.digest() == load_text_tower(stable_diffusion).digest()
+
+
+def test_the_text_of_pixel_shards_is_the_upscalers_own_or_what_the_run_names(
+    stable_diffusion, x4_upscaler, tmp_path
+):
+    models = {"image_model": stable_diffusion, "image_upscaler": x4_upscaler}
+    brought = [f"pretrained.{name}={path}" for name, path in models.items()]
+    brought.append(f"out={tmp_path / 'run'}")
+    attempt = Attempt(goes_on=False, on_line=lambda line: None, cancelled=threading.Event())
+    launcher = Recording()
+    tower = {"width": 64, "heads": 2, "layers": 1}
+    named = ["kind=new", *(f"tower.{name}={value}" for name, value in tower.items())]
+    other = [*brought, *(f"pixel_text.{field}" for field in named)]
+    for run, width in ((brought, 48), (other, 64)):
+        launch_text(attempt, run=load_run("text_to_video", run), launcher=launcher)
+        made = Preparation(launcher.request).text()
+        folder = made.output.parent
+        assert TextTower.load(folder).dimension == 32
+        assert TextTower.load(pixel_tower(folder)).dimension == width
+        assert {path.relative_to(folder).parent.as_posix() for path in made.files} == {
+            ".",
+            OF_PIXELS,
+        }
+    settings = text_settings(table_of(load_run("text_to_video", brought)))
+    assert set(settings) == {"of_latents", "of_pixels"}
 
 
 class Recording:
@@ -168,7 +196,8 @@ def test_an_open_clip_tag_is_downloaded_before_the_launch_too(monkeypatch, tmp_p
     weights = tmp_path / "weights.pt"
     monkeypatch.setattr("open_clip.download_pretrained", lambda config: str(weights))
     text = ["text.kind=open_clip", "text.model=ViT-L-14", "text.pretrained=openai"]
-    run = load_run("text_to_video", [*text, "text.download=true", f"out={tmp_path / 'run'}"])
+    text += ["text.download=true", WITHOUT_UPSCALER]
+    run = load_run("text_to_video", [*text, f"out={tmp_path / 'run'}"])
     attempt = Attempt(goes_on=False, on_line=lambda line: None, cancelled=threading.Event())
     launcher = Recording()
     launch_text(attempt, run=run, launcher=launcher)

@@ -10,6 +10,8 @@ from videoldm_core.models.open_clip_text import load_open_clip, locate_open_clip
 from videoldm_core.models.text import Activation, Output, Padding, TextConfig, TextTower
 from videoldm_core.records import Record
 
+OF_PIXELS = "of_pixels"  # the folder of a second tower, inside the first one's
+
 
 class NewText(Record):
     """A tower with random weights: for cascades that train everything themselves."""
@@ -87,6 +89,14 @@ class ModelText(Record):
         from videoldm_core.models.stable_diffusion import load_text_tower
 
         return load_text_tower(source, loras=loras)
+
+
+def pixel_tower(folder: Path) -> Path:
+    """The tower of texts in pixel shards, given the folder of the run's tower: inside it where the
+    cascade has one of its own for them, else the same.
+    """
+    own = folder / OF_PIXELS
+    return own if own.is_dir() else folder
 
 
 AnyText = Annotated[NewText | OpenClipText | ModelText, Field(discriminator="kind")]

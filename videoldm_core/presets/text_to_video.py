@@ -32,6 +32,7 @@ TEXT_TO_VIDEO = Preset(
     name="text_to_video",
     video=VideoFormat(fps=30, height=320, width=512, clip_seconds=10),
     text=ModelText(stage="image_model"),
+    pixel_text=ModelText(stage="image_upscaler"),
     roles=Roles(
         key_frames="temporal", interpolator="interpolator", decoder="decoder", upscaler="upscaler"
     ),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from videoldm_core.annotations import GivenBox
-from videoldm_core.conditioning import AnyGiven, Given
+from videoldm_core.conditioning import AnyGiven, Given, LowResolution
 from videoldm_core.objectives.denoiser import Denoiser
 from videoldm_core.randomness import SampleRng
 from videoldm_core.sampling.config import SamplingConfig
@@ -40,6 +40,7 @@ class Prompt:
     """What is asked for."""
 
     texts: Texts  # by the run's own tower
+    of_pixels: Texts | None = None  # by the tower of the upscaler, where that is another
     personal: Texts | None = None  # by the tower of the user's own image model
     labels: Mapping[str, str] = field(default_factory=dict)  # name -> value
     boxes: Sequence[GivenBox] | None = None  # None: it is not said where things are
@@ -77,6 +78,15 @@ class Drawing:
         kind, is_on = self.device.type, self.precision == "bf16"
         return torch.autocast(kind, torch.bfloat16, enabled=is_on)
 
+    def _texts_of(self, role: RoleModel) -> tuple[Texts, Texts]:
+        """What the spatial layers of a model read, and what its temporal layers do (§4.3)."""
+        prompt = self.prompt
+        if isinstance(role.given, LowResolution) and prompt.of_pixels is not None:
+            return prompt.of_pixels, prompt.of_pixels
+        if role.is_personal and prompt.personal is not None:
+            return prompt.personal, prompt.texts
+        return prompt.texts, prompt.texts
+
     def _conditions(self, role: RoleModel, texts: Texts, count: int) -> tuple[Tensor, Tensor]:
         """What is asked for, and nothing, as the model reads them: b l d each."""
         prompt, model = self.prompt, role.denoiser
@@ -110,8 +120,7 @@ class Drawing:
         """
         is_longer = noise.shape[1] > role.frames
         role.denoiser.net.reach = self.config.temporal_reach if is_longer else None
-        own, personal, count = self.prompt.texts, self.prompt.personal, len(noise)
-        spatial = personal if role.is_personal and personal is not None else own
+        count, (spatial, own) = len(noise), self._texts_of(role)
         text, null_text = self._conditions(role, spatial, count)
         temporal = None if spatial is own else self._conditions(role, own, count)
 
