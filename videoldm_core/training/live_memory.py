@@ -6,14 +6,12 @@ backward, so recomputation and temporaries count as they fall.
 
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -76,7 +74,9 @@ def activation_bytes(
         in_bfloat16: whether the forward pass is under autocast; an accelerator's, which takes more
             than a CPU's.
     """
-    with FakeTensorMode(), _as_on_an_accelerator(in_bfloat16):
+    if in_bfloat16:
+        _take_an_accelerators_norms(module)
+    with FakeTensorMode():
         given, live = _on_shapes(module, inputs)
         with live:
             with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
@@ -93,7 +93,9 @@ def forward_bytes(module: nn.Module, inputs: dict[str, Tensor], *, in_bfloat16: 
     Args:
         module, inputs, in_bfloat16: as for `activation_bytes`.
     """
-    with FakeTensorMode(), _as_on_an_accelerator(in_bfloat16), torch.no_grad():
+    if in_bfloat16:
+        _take_an_accelerators_norms(module)
+    with FakeTensorMode(), torch.no_grad():
         given, live = _on_shapes(module, inputs)
         with live, torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
             out = module(**given)
@@ -101,22 +103,21 @@ def forward_bytes(module: nn.Module, inputs: dict[str, Tensor], *, in_bfloat16: 
             return live.peak()
 
 
-class _AcceleratorNorms(TorchFunctionMode):
+def _take_an_accelerators_norms(module: nn.Module) -> None:
     """Norms as CUDA's autocast runs them: they take and return float32, where the CPU's take and
     return bfloat16, which is less.
+
+    PyTorch plays an accelerator's forward pass on shapes alone, but no backward pass. The modules
+    themselves are changed, since a mode is not in force while blocks are recomputed.
     """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in (F.group_norm, F.layer_norm):
-            return func(*args, **(kwargs or {}))
-        first, *others = args
-        with torch.autocast("cpu", enabled=False):
-            return func(first.float(), *others, **(kwargs or {}))
+    for layer in module.modules():
+        if isinstance(layer, nn.GroupNorm | nn.LayerNorm):
+            layer.forward = partial(_in_float32, layer.forward)  # type: ignore[assignment]
 
 
-def _as_on_an_accelerator(in_bfloat16: bool) -> AbstractContextManager:
-    # PyTorch plays an accelerator's forward pass on shapes alone, but no backward pass.
-    return _AcceleratorNorms() if in_bfloat16 else nullcontext()
+def _in_float32(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return forward(x.float())
 
 
 def _on_shapes(

@@ -89,6 +89,18 @@ def peak_of(module: nn.Module, *, in_bfloat16: bool = False) -> int:
     return activation_bytes(module, inputs, lambda out: out.float().sum(), in_bfloat16=in_bfloat16)
 
 
+def test_recomputed_blocks_are_counted_under_autocast_as_an_accelerator_computes_them():
+    """What is recomputed has the types of what was computed first, else PyTorch refuses it."""
+    steps = {}
+    for checkpointing in (False, True):
+        net, inputs = measured_model("meta")
+        net.checkpointing = checkpointing
+        steps[checkpointing] = activation_bytes(
+            net, inputs, lambda out: out.float().square().mean(), in_bfloat16=True
+        )
+    assert 0 < steps[True] < 0.6 * steps[False]
+
+
 def test_every_activation_that_the_backward_pass_needs_counts_once():
     with torch.device("meta"):
         three, six = Chain(3, recomputed=False), Chain(6, recomputed=False)
