@@ -25,8 +25,8 @@ LEAST_MEMORY_GIB = 4
 LEAST_DISK_GIB = 2
 ANSWER_S = 5
 MEMORY_NOTE = (
-    "ZeRO-n: weights, gradients, Adam's moments and the average, and what exchanging or stepping "
-    "them takes; by arithmetic.\nA step: what it takes beside these. Judging: all that is held "
+    "ZeRO-n: weights, gradients, Adam's moments and the average, and what exchanging them "
+    "takes; by arithmetic.\nA step: what it takes beside these. Judging: all that is held "
     "when a trained stage is judged and shown, after training has let go of the rest. A process "
     "takes the larger of ZeRO-n with a step, and judging.\nBoth are estimates, counted on shapes "
     "alone: with a CPU's operations, and in bf16 with an accelerator's norms.\nA "

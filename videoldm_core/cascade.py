@@ -48,7 +48,8 @@ class Stage(Record):
     A stage sees only motion that its videos have: a window at stride s of F frames per second needs
     a video of F / s, else its frames would repeat and the model would learn to stand still. So in a
     store of 30, key frames come from videos of 10 too, and interpolation from those of 30 (§4.1).
-    Nothing turns this off; single frames come from every video.
+    Nothing turns this off; single frames come from every video. Deviation: the coarse pass of an
+    interpolator may see unevenly spaced frames of slower videos, where the paper takes 30-fps ones.
     """
 
     name: str

@@ -30,7 +30,7 @@ class StageMemory:
     stage: str
     frozen: int = 0  # parameters
     trained: int = 0
-    # Bytes per process of weights, gradients, moments, average, and of exchanging or stepping them.
+    # Bytes per process of weights, gradients, moments, average, and of exchanging them.
     state: dict[ZeroStage, int] = field(default_factory=dict)
     activations: int = 0  # bytes per process that one step takes beside them: an estimate
     judging: int = 0  # all that judging takes once training has let go of its own: an estimate

@@ -110,8 +110,9 @@ class Drawing:
         """Denoises `noise` b t c h w.
 
         In clips longer than the trained ones temporal attention keeps to
-        `SamplingConfig.temporal_reach` (§4.2). Their frames' positions go on beyond the trained
-        ones, absolute as in training; what the paper's "relative" encodings are it does not say.
+        `SamplingConfig.temporal_reach` (§4.2). Deviation: their frames' positions go on beyond the
+        trained ones, absolute as in training; what its "relative" encodings are the paper does not
+        say, and the layers that match its parameter counts have none.
 
         Args:
             generators: of what stochastic samplers add, one per clip.
