@@ -35,6 +35,7 @@ from videoldm_core.training.start import start_players
 STAGE = "temporal"
 TOKENS = 77
 CHANGES = (
+    "processes=1",
     "without=[image_upscaler, upscaler]",
     f"stages.{STAGE}.batch=1",
     f"stages.{STAGE}.micro_batch=1",
