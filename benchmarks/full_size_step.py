@@ -6,7 +6,7 @@ takes them, and what they hold in memory against what `videoldm doctor` expects.
 The stage `temporal` of the preset text_to_video with one clip per step: 8 frames of 40x64 latents,
 866 M frozen parameters in bfloat16, 656 M trained ones in float32 with AdamW and their average,
 activations recomputed. Weights and clips are random, so that it says nothing of quality. It takes
-18 GiB of memory and 4 GB of disk, also without an accelerator: there a step takes a minute or so.
+16 GiB of memory and 4 GB of disk, also without an accelerator: there a step takes a minute or so.
 """
 
 import argparse
