@@ -94,7 +94,8 @@ class Preparation:
         from videoldm_core.models.text_source import OF_PIXELS
 
         folder, of_pixels = self.run.out / "text_tower", self.table.pixel_text
-        shutil.rmtree(folder, ignore_errors=True)
+        if (folder / OF_PIXELS).exists():  # of an earlier run: nobody must take it for this one's
+            shutil.rmtree(folder / OF_PIXELS)
         if of_pixels is not None:
             self._text_tower(of_pixels).save(folder / OF_PIXELS)
         self._text_tower(self.table.text).save(folder)

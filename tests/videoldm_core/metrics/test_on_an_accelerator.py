@@ -268,7 +268,7 @@ def test_denoisers_are_shown_where_their_networks_are(name, published, request, 
     objective, _, shape = DENOISERS[name]
     job, parts = job_of(tmp_path, objective, PROOFS[name]), published(name)
     request.getfixturevalue("accelerator")
-    shown(job, parts, shape, tmp_path)
+    assert_shown(job, parts, shape, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_autoencoders_are_shown_where_their_networks_are(stage, shape, models, r
     row = preset("tiny").stage(stage)
     job = job_of(tmp_path, row.objective, row.proves, models["decoder"])
     request.getfixturevalue("accelerator")
-    shown(job, models["decoder"], shape, tmp_path)
+    assert_shown(job, models["decoder"], shape, tmp_path)
 
 
 def job_of(folder: Path, objective: Any, proof: Any, parts: dict[str, Path] | None = None) -> Job:
@@ -288,7 +288,7 @@ def job_of(folder: Path, objective: Any, proof: Any, parts: dict[str, Path] | No
     return Job(stage=stage, video=video, parts=parts or {}, text_tower=folder, out=folder)
 
 
-def shown(job: Job, parts: dict[str, Path], shape: tuple[int, ...], folder: Path) -> None:
+def assert_shown(job: Job, parts: dict[str, Path], shape: tuple[int, ...], folder: Path) -> None:
     null_text = torch.zeros(4, 8, device=DEVICE)
     clips = [batch_of((1, *shape[1:]))] * 2
     previews.write_preview(job, parts, clips, null_text, folder / "p.png")
