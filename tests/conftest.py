@@ -3,13 +3,14 @@ in milliseconds, a whole release of them, and the outside test material.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,6 +35,15 @@ def asset() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Computes as a process with OMP_NUM_THREADS=1 does: the threads decide how sums round."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

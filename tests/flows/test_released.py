@@ -148,7 +148,9 @@ def test_a_release_predicts_the_bytes_that_generate_writes(
     assert list(model.predict(frame)["video"]) == list(videos[::-1])
 
 
-def test_a_fresh_process_loads_it_by_alias_and_predicts_the_same(register, released, tmp_path):
+def test_a_fresh_process_loads_it_by_alias_and_predicts_the_same(
+    register, released, tmp_path, one_thread
+):
     register("b")
     shared = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     answer = subprocess.run(

@@ -45,14 +45,6 @@ def in_this_process(file: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     return main()
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def journal(job: Job) -> list[dict]:
     return [json.loads(line) for line in (job.out / "journal.jsonl").read_text().splitlines()]
 

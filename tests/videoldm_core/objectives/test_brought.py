@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from torch import Tensor
 
 from tests.videoldm_core.single_files import unet_like, write_single_file
 from videoldm_core.diffusion import NoiseSchedule
@@ -15,11 +16,12 @@ from videoldm_core.objectives.brought import Brought, BroughtTask
 from videoldm_core.objectives.denoiser import load_denoiser
 from videoldm_core.objectives.denoising import ScheduleConfig
 
-NULL_TEXT = torch.zeros(8, 32)
+NULL_TEXT = torch.zeros(8, 32)  # of the image model's tower
+NULL_TEXT_OF_X4 = torch.zeros(8, 48)
 
 
-def published(config: Brought, to: Path) -> dict[str, Path]:
-    return {name: to / name for name in BroughtTask(config, null_text=NULL_TEXT).save(to)}
+def published(config: Brought, to: Path, null_text: Tensor = NULL_TEXT) -> dict[str, Path]:
+    return {name: to / name for name in BroughtTask(config, null_text=null_text).save(to)}
 
 
 def tiny_autoencoder(folder: Path, *, blocks: int = 4) -> Path:
@@ -46,7 +48,8 @@ def test_an_image_model_is_published_with_its_weights_and_schedule(stable_diffus
 
 
 def test_an_upscaler_is_published_with_the_autoencoder_as_its_own(x4_upscaler, tmp_path):
-    parts = published(Brought(model="upscaler", source=str(x4_upscaler)), tmp_path)
+    config = Brought(model="upscaler", source=str(x4_upscaler))
+    parts = published(config, tmp_path, NULL_TEXT_OF_X4)
     assert sorted(parts) == ["own_vae", "scheduler", "unet"]
     model = load_denoiser(parts)
     assert (model.shrinks, model.scale) == (4, 0.08333)
@@ -103,7 +106,7 @@ def test_an_upscaler_with_another_schedule_for_its_low_resolution_is_refused(x4_
     ScheduleConfig(beta_start=1e-4, beta_end=0.03).build().save(tmp_path / "low_res_scheduler")
     assert NoiseSchedule.load(tmp_path / "scheduler").timesteps == 1000
     with pytest.raises(UserError, match="other noise levels than the scheduler beside it"):
-        BroughtTask(Brought(model="upscaler", source=str(tmp_path)), null_text=NULL_TEXT)
+        BroughtTask(Brought(model="upscaler", source=str(tmp_path)), null_text=NULL_TEXT_OF_X4)
 
 
 def test_a_tiny_encoder_in_its_place_gives_latents_of_the_same_scale(stable_diffusion, tmp_path):
@@ -129,5 +132,5 @@ def test_an_encoder_whose_latents_do_not_fit_is_refused(stable_diffusion, tmp_pa
 
 def test_a_model_that_reads_other_texts_is_refused(x4_upscaler):
     config = Brought(model="upscaler", source=str(x4_upscaler))
-    with pytest.raises(UserError, match=r"reads text embeddings of 32 values.* this run gives 768"):
+    with pytest.raises(UserError, match=r"reads text embeddings of 48 values.* this run gives 768"):
         BroughtTask(config, null_text=torch.zeros(77, 768))
