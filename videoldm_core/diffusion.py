@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from diffusers import DDIMScheduler
 from pydantic import Field
 from torch import Tensor
@@ -69,7 +70,8 @@ class NoiseSchedule:
         }
         self.predicts: str = trained.prediction_type
         self.timesteps: int = trained.num_train_timesteps
-        self._signal_power = DDIMScheduler.from_config(self.config).alphas_cumprod.double()
+        power = DDIMScheduler.from_config(self.config).alphas_cumprod.double()
+        self._signal_power = {power.device: power}
 
     @classmethod
     def load(cls, folder: Path) -> "NoiseSchedule":
@@ -95,17 +97,23 @@ class NoiseSchedule:
 
     def has_levels_of(self, other: "NoiseSchedule") -> bool:
         """Whether every timestep has the same alpha and sigma as in `other`."""
-        return self._signal_power.equal(other._signal_power)
+        on = torch.device("cpu")
+        return self._signal_power[on].equal(other._signal_power[on])
 
     def alpha(self, timesteps: Tensor) -> Tensor:
         """Signal scale alpha_tau for timesteps (b,), shaped (b 1 1 1 1)."""
-        power = self._signal_power.to(timesteps.device)[timesteps]
-        return power.sqrt().float().view(-1, 1, 1, 1, 1)
+        return self._power(timesteps).sqrt().float().view(-1, 1, 1, 1, 1)
 
     def sigma(self, timesteps: Tensor) -> Tensor:
         """Noise scale sigma_tau = sqrt(1 - alpha_tau^2) for timesteps (b,), shaped (b 1 1 1 1)."""
-        power = self._signal_power.to(timesteps.device)[timesteps]
-        return (1 - power).sqrt().float().view(-1, 1, 1, 1, 1)
+        return (1 - self._power(timesteps)).sqrt().float().view(-1, 1, 1, 1, 1)
+
+    def _power(self, timesteps: Tensor) -> Tensor:
+        """alpha_tau squared, shaped as timesteps; the table is copied to a device once."""
+        on = timesteps.device
+        if on not in self._signal_power:
+            self._signal_power[on] = self._signal_power[torch.device("cpu")].to(on)
+        return self._signal_power[on][timesteps]
 
     def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """z_tau = alpha x + sigma eps; one timestep per video, `b t c h w` (§2)."""

@@ -1,6 +1,4 @@
-"""Image models: diffusers modules, built small from a config or loaded from a folder, never
-modified.
-"""
+"""Image models: diffusers modules, built from a config or loaded from a folder, never modified."""
 
 from pathlib import Path
 

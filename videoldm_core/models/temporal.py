@@ -171,8 +171,7 @@ class Attention(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """Attention over the frames of one position, then over the text; inside the spatial transformer
-    (§3.1).
+    """Attention over the frames of one position, then over the text (§3.1).
 
     Args:
         channels: of the tokens.

@@ -20,9 +20,7 @@ from videoldm_core.models.weights import check_keys, read_tensors
 
 
 class TemporalDecoderLayers(nn.Module):
-    """The temporal layers of a decoder: a ResBlock per place, and a convolution over time at the
-    end.
-    """
+    """The temporal layers of a decoder: a ResBlock per place, a convolution at the end."""
 
     def __init__(self, places: list[Place], *, groups: int, channels: int = 3) -> None:
         super().__init__()
@@ -128,9 +126,7 @@ class VideoDecoder(nn.Module):
 
 
 def temporal_decoder_for(vae: AutoencoderKL, *, seed: int) -> TemporalDecoderLayers:
-    """New temporal layers for every place in the decoder, initialised so that they change nothing
-    yet.
-    """
+    """New temporal layers for every place in the decoder; they change nothing yet."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return TemporalDecoderLayers(

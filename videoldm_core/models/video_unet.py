@@ -1,5 +1,4 @@
-"""The video UNet: an explicit walk over an untouched diffusers UNet, temporal layers in between
-(§3.1).
+"""The video UNet: a walk over an untouched diffusers UNet, temporal layers in between (§3.1).
 
 With no temporal layers, or with alpha = 1, the walk is the image model frame by frame, to the bit.
 """

@@ -1,6 +1,4 @@
-"""Reading weights from files that may be hostile, truncated or of another model; holding them in
-half the memory.
-"""
+"""Reading weights from files that may be hostile; holding them in half the memory."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path

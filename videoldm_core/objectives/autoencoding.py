@@ -54,8 +54,9 @@ class ReconstructingAutoencoder(nn.Module):
             vae.enable_gradient_checkpointing()  # the encoder's; diffusers' own is not reentrant
 
     def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps frames n 3 H W in [-1, 1] and noise n c h w to the reconstruction, the KL (n), and
-        what the last layer was given, n c H W.
+        """Maps frames n 3 H W in [-1, 1] and noise n c h w to a reconstruction.
+
+        Returns the reconstruction, the KL (n), and what the last layer was given, n c H W.
         """
         posterior = self.vae.encode(frames).latent_dist
         latents = posterior.mean + posterior.std * noise

@@ -1,6 +1,4 @@
-"""An objective bound to networks: what the loop trains, what is published, what is measured on the
-way.
-"""
+"""An objective bound to networks: what is trained, published, and measured on the way."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""Latents to frames: decoded and upscaled a portion at a time, portions fading into one another
-(§3.4).
-"""
+"""Latents to frames: decoded and upscaled in portions that fade into one another (§3.4)."""
 
 from collections.abc import Callable, Iterable
 

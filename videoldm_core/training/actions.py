@@ -1,6 +1,4 @@
-"""What happens beside learning: journal, checkpoints, held-out evaluation, and not outliving the
-launcher.
-"""
+"""What happens beside learning: journal, checkpoints, held-out evaluation, the launcher's end."""
 
 import math
 import os

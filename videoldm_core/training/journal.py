@@ -1,6 +1,4 @@
-"""The journal of a stage: one JSON line per report, on local disk, before anything is sent
-anywhere.
-"""
+"""The journal of a stage: a JSON line per report, on local disk, before any is sent anywhere."""
 
 import json
 import time

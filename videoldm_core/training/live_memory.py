@@ -104,8 +104,7 @@ def forward_bytes(module: nn.Module, inputs: dict[str, Tensor], *, in_bfloat16: 
 
 
 def _take_an_accelerators_norms(module: nn.Module) -> None:
-    """Norms as CUDA's autocast runs them: they take and return float32, where the CPU's take and
-    return bfloat16, which is less.
+    """Norms as CUDA's autocast runs them: in float32, where the CPU's are in bfloat16.
 
     PyTorch plays an accelerator's forward pass on shapes alone, but no backward pass. The modules
     themselves are changed, since a mode is not in force while blocks are recomputed.

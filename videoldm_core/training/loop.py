@@ -65,9 +65,7 @@ def micro_batches(batch: Batch, size: int | None) -> list[Batch]:
 
 
 def warmup_and_cooldown(step: int, *, warmup: int, cooldown: int, steps: int) -> float:
-    """Share of the learning rate: a linear rise over `warmup` steps, a linear fall over the last
-    `cooldown`.
-    """
+    """Share of the learning rate: rises over `warmup` steps, falls over the last `cooldown`."""
     rise = min(1.0, (step + 1) / (warmup + 1))
     fall = min(1.0, (steps - step) / (cooldown + 1)) if cooldown else 1.0
     return rise * fall

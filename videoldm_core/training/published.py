@@ -1,6 +1,4 @@
-"""What a finished stage says of itself: stage.json, written last, so that a stage is complete or
-absent.
-"""
+"""What a finished stage says of itself: stage.json, written last, so that it is all or nothing."""
 
 import hashlib
 import os

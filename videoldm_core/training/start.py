@@ -1,6 +1,4 @@
-"""Players made ready to train: on their device, in engines, from a checkpoint if there is one; and
-let go.
-"""
+"""Players made ready to train, from a checkpoint if there is one, and let go."""
 
 import gc
 from pathlib import Path
