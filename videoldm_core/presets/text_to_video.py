@@ -81,6 +81,8 @@ TEXT_TO_VIDEO = Preset(
             steps=100_000,
             warmup=1_000,
         ),
+        # Deviation: the paper has one interpolator for every Stable Diffusion, of 1.4's size (its
+        # 1,509 M). This one is of the image model that is brought, whose text tower alone is there.
         Stage(
             name="interpolator",
             paper="§3.3",
@@ -127,6 +129,8 @@ TEXT_TO_VIDEO = Preset(
             batch=8,
             steps=0,
         ),
+        # Deviation: 437.9 M temporal parameters, by the layout that gives the paper's counts for
+        # the image model; its upscaler has 449 M, and where the other 11 M are it does not say.
         Stage(
             name="upscaler",
             paper="§3.4, Eq. 5",
