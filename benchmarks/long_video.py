@@ -1,10 +1,11 @@
 """The memory that a video of minutes takes, from its first frames to its last.
 
-    python -m benchmarks.long_video runs/tiny/sample.request.json --minutes 10
+    python -m benchmarks.long_video runs/demo/steps/sample.request.json --minutes 10 --steps 1
 
 Samples with the models of a finished run (`make demo` makes one) as its own command does, with as
-many key frames as make that length, and watches this process: what it holds when each tenth of the
-frames was written, and at most. "Flat" is that the last nine tenths take no more than the first.
+many key frames as make that length, and watches this process: what it holds while each tenth of the
+frames is written, and at most. Flat is that the last nine tenths take no more than the first. How
+many steps a frame takes is the request's own or `--steps`; memory does not depend on it.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import torch
 
 from benchmarks import timing
 from videoldm_core.conditioning import KeyFrames
+from videoldm_core.errors import UserError
 from videoldm_core.generate import frame_rate, generate
 from videoldm_core.records import load_record
 from videoldm_core.sampling.loading import read_release
@@ -27,6 +29,13 @@ from videoldm_core.sampling.unfinished import WHAT
 
 EVERY_S = 0.2
 MIB = 2**20
+
+
+def with_steps(request: Request, steps: int) -> Request:
+    """The request with so many sampling steps, of every kind."""
+    names = ("steps", "interpolation_steps", "upscale_steps")
+    fewer = request.sampling.model_copy(update=dict.fromkeys(names, steps))
+    return request.model_copy(update={"sampling": fewer})
 
 
 def of_length(request: Request, minutes: float, out: Path) -> tuple[Request, int, float]:
@@ -92,14 +101,19 @@ class Watch:
 def main() -> None:
     """Samples, watches, reports."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("request", type=Path, help="sample.request.json of a finished run")
+    parser.add_argument("request", type=Path, help="steps/sample.request.json of a finished run")
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--steps", type=int, help="default: those of the request")
     chosen = parser.parse_args()
     timing.as_launched()
     where = timing.device()
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "long.mp4"
-        asked = load_record(Request, chosen.request, what="request file")
+        try:
+            asked = load_record(Request, chosen.request, what="request file")
+        except UserError as error:
+            parser.error(str(error))
+        asked = asked if chosen.steps is None else with_steps(asked, chosen.steps)
         request, frames, fps = of_length(asked, chosen.minutes, out)
         began = time.perf_counter()
         with Watch(out.with_suffix(".journal.jsonl")) as watch:

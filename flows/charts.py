@@ -54,13 +54,13 @@ class Node:
     name: str
     title: str
     needs: tuple[str, ...]
-    lines: tuple[str, ...]  # below the title: time, cost
+    lines: tuple[str, ...]  # below the title, at most 3: time, cost
     kind: str  # class of its box: data, passed, failed, plain
 
 
 def graph(nodes: Sequence[Node]) -> str:
     """The steps as boxes, each in a column after all it needs; implied edges are left out."""
-    wide, tall, gap_x, gap_y = 142, 54, 28, 14
+    wide, tall, gap_x, gap_y = 142, 67, 28, 14
     needs = {node.name: set(node.needs) for node in nodes}
     columns = _columns(nodes)
     rows = {name: i for column in columns for i, name in enumerate(column)}

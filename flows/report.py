@@ -94,7 +94,7 @@ def _cost_lines(run: RunConfig, receipt: Receipt | None) -> tuple[str, ...]:
         return ("not made",)
     took, price = duration(receipt.seconds), _price(run, receipt.process_seconds)
     cost = f"{receipt.process_seconds / 3600:.3f} process-hours"
-    return (f"{took}, price {price}" if price else took, cost)
+    return (took, cost, f"price {price}") if price else (took, cost)
 
 
 def _kind(step: Step, worth: list[dict[str, Any]]) -> str:
