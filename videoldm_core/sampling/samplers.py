@@ -66,12 +66,13 @@ def sample(
     """Denoises `noise` b t c h w into a clean clip.
 
     Args:
+        steps: 1 to the schedule's number of levels.
         predict: epsilon or v for a noisy clip, as the schedule's model predicts it; levels lie
             between whole ones where a sampler's do.
         generators: of the noise that stochastic samplers add, one per clip, so that no clip
             depends on its neighbours; DDIM adds none.
     """
-    scheduler = _scheduler(sampler, schedule, steps, noise.device)
+    scheduler = levels_of(sampler, schedule, steps, noise.device)
     options = {} if sampler in WITHOUT_GENERATOR else {"generator": generators}
     clip = noise * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
@@ -82,17 +83,25 @@ def sample(
     return clip
 
 
-def _scheduler(
+def levels_of(
     sampler: SamplerName, schedule: NoiseSchedule, steps: int, device: torch.device
 ) -> Any:
-    """The scheduler with its levels set, which begin near the noisiest.
+    """The scheduler with its levels set, in the first spacing that fits: the model's own may not.
 
-    The model's own spacing may begin far below it: "leading" asks for levels 666, 333 and 0 in
-    three steps, dpm++ for 750 and below in 250. "trailing" never does.
+    "leading" asks for levels 666, 333 and 0 in three steps, and for level 1000 of 1000 in a
+    thousand; "trailing" rounds its way to a level below 0 in 61 steps and others.
     """
-    for spacing in (schedule.config["timestep_spacing"], "trailing"):
+    for spacing in (schedule.config["timestep_spacing"], "trailing", "linspace"):
         scheduler = SAMPLERS[sampler].from_config(schedule.config, timestep_spacing=spacing)
         scheduler.set_timesteps(steps, device=device)
-        if scheduler.timesteps[0] >= BEGINS_ABOVE * schedule.timesteps:
-            break
-    return scheduler
+        if _fits(scheduler.timesteps, steps, schedule.timesteps):
+            return scheduler
+    raise AssertionError(f"one of the three spacings gives {steps} of {schedule.timesteps} levels")
+
+
+def _fits(levels: Tensor, steps: int, count: int) -> bool:
+    """Whether levels are as many as asked, fall within [0, count), and begin near the noisiest."""
+    if len(levels) != steps or levels[-1] < 0 or levels[0] > count - 1:
+        return False
+    falls = bool((levels.diff() < 0).all())
+    return falls and bool(levels[0] >= BEGINS_ABOVE * (count - 1))

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.videoldm_core.sampling.fakes import SCHEDULES
@@ -12,7 +14,7 @@ from videoldm_core.objectives.denoiser import Denoiser
 from videoldm_core.records import parse_record
 from videoldm_core.sampling.config import SamplingConfig
 from videoldm_core.sampling.guidance import Guidance, guided_prediction
-from videoldm_core.sampling.samplers import SAMPLERS, sample
+from videoldm_core.sampling.samplers import SAMPLERS, levels_of, sample
 
 DEVIATION = 0.5
 SHAPE = (1, 2, 4, 48, 64)
@@ -68,6 +70,35 @@ def test_sampling_begins_near_the_highest_level_whatever_the_number_of_steps(sam
     sample(predict, noise, schedule, sampler=sampler, steps=steps, generators=[generator])
     assert asked[0] >= 940
     assert len(asked) == steps
+
+
+MANY_STEPS = [1, 6, 61, 103, 121, 201, 206, 217, 334, 501, 667, 999, 1000]
+
+
+@pytest.mark.parametrize("steps", MANY_STEPS)
+@pytest.mark.parametrize("name", [*SCHEDULES, "Stable Diffusion's"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_any_number_of_steps_asks_for_so_many_levels_that_exist(sampler, name, steps):
+    """Stable Diffusion's schedule begins each stretch one level later: 1000 steps end at 1000."""
+    schedule = SCHEDULES.get(name, SCHEDULES["v"]).build()
+    if name not in SCHEDULES:
+        schedule = NoiseSchedule(schedule.config | {"steps_offset": 1, "set_alpha_to_one": False})
+    levels = levels_of(sampler, schedule, steps, torch.device("cpu")).timesteps
+    assert len(levels) == steps
+    assert levels.max() <= 999
+    assert levels.min() >= 0
+    assert levels.tolist() == sorted(levels.tolist(), reverse=True)
+
+
+@given(data=st.data(), count=st.integers(1, 1200))
+@settings(max_examples=60, deadline=None)
+def test_a_schedule_of_any_length_has_levels_for_any_number_of_steps(data, count):
+    steps = data.draw(st.integers(1, count))
+    schedule = NoiseSchedule(SCHEDULES["v"].build().config | {"num_train_timesteps": count})
+    for sampler in SAMPLERS:
+        levels = levels_of(sampler, schedule, steps, torch.device("cpu")).timesteps
+        assert len(levels) == steps
+        assert 0 <= levels.min() <= levels.max() < count
 
 
 class GaussianModel(nn.Module):
