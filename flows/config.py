@@ -105,8 +105,7 @@ def load_run(runfile: str, overrides: list[str] | None = None) -> RunConfig:
         _apply(override, values)
     run = parse_record(RunConfig, values, where=f"the run file {path.name}")
     table = table_of(run)
-    sampling_of(run)
-    _check_sample(run.sample, table)
+    _check_sample(run, table)
     if run.videos is not None:
         _check_videos(run.videos)
     sample = run.sample
@@ -173,11 +172,19 @@ def _check_videos(folder: Path) -> None:
         )
 
 
-def _check_sample(sample: SampleConfig, table: "Preset") -> None:
-    """Refuses words that the preset lacks, and files that are not there."""
+def _check_sample(run: RunConfig, table: "Preset") -> None:
+    """Refuses words that the preset lacks, files that are not there, and what no stage learns."""
+    from videoldm_core.sampling.asked import check_asked
     from videoldm_core.told import check_request
 
-    words = table.vocabulary
+    sample, words = run.sample, table.vocabulary
+    roles = table.roles.model_dump(exclude_none=True).items()
+    check_asked(
+        {role: table.stage(name) for role, name in roles},
+        passes=sample.passes,
+        gives_first=sample.first_frame is not None,
+        sampling=sampling_of(run),
+    )
     check_request([words], sample.labels, sample.boxes)
     words.known_labels(sample.labels, where="sample.labels")
     words.known_boxes([box.named() for box in sample.boxes or ()], where="sample.boxes")

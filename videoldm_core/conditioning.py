@@ -11,13 +11,15 @@ from typing import Annotated, Literal
 
 import torch
 from einops import rearrange
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.randomness import SampleRng
-from videoldm_core.records import Record
+from videoldm_core.records import Record, Share
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,14 @@ class FirstFrames(Record):
 
     kind: Literal["first_frames"] = "first_frames"
     # p_S, the weights of S = 0, 1, 2 given frames. The paper does not print them.
-    weights: tuple[Annotated[float, Field(ge=0)], ...] = (1 / 3, 1 / 3, 1 / 3)
+    weights: tuple[Weight, Weight, Weight] = (1 / 3, 1 / 3, 1 / 3)
+
+    @field_validator("weights")
+    @classmethod
+    def _gives_something(cls, weights: tuple[float, ...]) -> tuple[float, ...]:
+        if not sum(weights):
+            raise ValueError("no number of given frames has a weight; expected one above 0")
+        return weights
 
     def context_channels(self, channels: int) -> int:
         """Channels of c_S for frames of `channels` channels."""
@@ -101,7 +110,7 @@ class KeyFrames(Record):
     # Distance of the given frames; every - 1 frames are predicted between two.
     every: int = Field(default=4, ge=2)
     # Share of clips that are given nothing, for context guidance.
-    dropout: float = Field(default=0.1, ge=0, le=1)
+    dropout: Share = 0.1
     # Noise of a level up to this timestep is put on the given frames, and the temporal layers are
     # told the level; 0: none. The paper's text-to-video interpolator has 250: frames that another
     # model made are never as clean as those of the videos.

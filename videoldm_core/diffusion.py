@@ -71,6 +71,12 @@ class NoiseSchedule:
         self.predicts: str = trained.prediction_type
         self.timesteps: int = trained.num_train_timesteps
         power = DDIMScheduler.from_config(self.config).alphas_cumprod.double()
+        if self.predicts == "epsilon" and power.min() <= 0:
+            raise UserError(
+                f"{where} has a level of noise alone (rescale_betas_zero_snr), where a prediction "
+                "of epsilon says nothing of the clip; expected prediction_type v_prediction: copy "
+                "the file of the model it belongs to."
+            )
         self._signal_power = {power.device: power}
 
     @classmethod

@@ -40,6 +40,7 @@ def test_overrides_are_read_by_the_type_of_their_field():
         "stages.temporal.steps=10",
         "stages.temporal.optimizer.lr=1e-3",
         "stages.interpolator.strides=[8, 2]",
+        "stages.predictor.strides=[32]",
         "video.fps=8",
         "out=12",
     ]
@@ -89,6 +90,10 @@ def test_labels_and_boxes_of_the_preset_are_read():
     ("override", "sentence"),
     [
         ("sample.first_frame=none.png", "sample.first_frame = 'none.png' does not exist"),
+        ("stages.predictor.strides=[8]", "makes key frames at stride 8, .* 16 apart"),
+        ("stages.predictor.objective.given.weights=[1, 1, 0]", "2 frames in every call after"),
+        ("stages.image.objective.text_dropout=10", "text_dropout = 10: .* less than or equal to 1"),
+        ("sample.sampling.upscale_noise_timestep=400", "trained with noise below level"),
         ("sample.backbone=none", "sample.backbone = 'none' does not exist; .* file or folder"),
         ("sample.loras=[none.safetensors]", "sample.loras = 'none.safetensors' does not exist"),
         ("sample.size=[0, 64]", "sample.size.0 = 0: .* greater than 0"),

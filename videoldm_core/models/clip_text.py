@@ -43,6 +43,7 @@ _SHAPE = {  # our names and transformers'
 }
 _FIRST, _SECOND = "transformer.", "model."  # prefixes in single files, by version
 _HEAD_WIDTH = 64
+_CUT = 23  # layers of the second version's encoder in folders, and in files made of them: of 24
 _PADDING: dict[str, Padding] = {
     "!": "zero",  # token 0 of CLIP's vocabulary
     "<|endoftext|>": "end_of_text",
@@ -91,6 +92,9 @@ def tower_of_file(
 ) -> TextTower:
     """The text tower of a model in one file, whose shape is read off the tensors.
 
+    The second version reads the last but one of OpenCLIP's 24 layers. Its folders hold 23, and so
+    do the files that converters make of folders, fine-tunes above all: there it is the last.
+
     Args:
         weights: by name without the file's own prefix: transformers' layout in version 1,
             OpenCLIP's in version 2.
@@ -101,16 +105,17 @@ def tower_of_file(
     is_first = any(name.startswith(_FIRST) for name in weights)
     prefix = _FIRST if is_first else _SECOND
     own = {name.removeprefix(prefix): t for name, t in weights.items() if _is_state(name)}
-    settings: dict[str, Any] = {"output": "penultimate"}
     if is_first:
         own = open_clip_layout(own, where=where)
-        settings = {"activation": "quick_gelu", "padding": "end_of_text"}
     layers = {name.split(".")[2] for name in own if name.startswith("transformer.resblocks.")}
     if not layers or not {"token_embedding.weight", "positional_embedding"} <= own.keys():
         raise UserError(
             f"{where} holds no text encoder; expected an image model in one file with its own, "
             "or give a diffusers folder."
         )
+    settings: dict[str, Any] = {"output": "last" if len(layers) == _CUT else "penultimate"}
+    if is_first:
+        settings = {"activation": "quick_gelu", "padding": "end_of_text"}
     length, width = own["positional_embedding"].shape
     config = TextConfig(
         context_length=length,

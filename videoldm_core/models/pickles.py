@@ -1,6 +1,7 @@
 """Pickled checkpoints, opened so that nothing in them is executed."""
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def load_pickled(path: Path) -> object:
         UserError: the file is missing, damaged, or holds anything else; names the class.
     """
     try:
-        with torch.serialization.safe_globals(_STAND_INS):
+        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of a TorchScript file is said below
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise unreadable(path, reason_of(error)) from error
@@ -61,6 +63,12 @@ def load_pickled(path: Path) -> object:
                 f"Cannot read {str(path)!r}: it holds a {refused[1]}, which could run code; "
                 "expected tensors alone: convert the file to safetensors where you trust it, and "
                 "give that."
+            ) from error
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"Cannot read {str(path)!r}: it is a TorchScript program, as OpenAI's CLIP is "
+                "given out; expected tensors alone: save its state_dict() as safetensors where you "
+                "trust it, and give that."
             ) from error
         raise unreadable(path, f"a damaged pickle, {type(error).__name__}") from error
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from videoldm_core.annotations import Vocabulary
@@ -24,7 +25,7 @@ from videoldm_core.objectives.denoiser import (
 )
 from videoldm_core.objectives.task import Parts, device_of
 from videoldm_core.randomness import SampleRng
-from videoldm_core.records import Record
+from videoldm_core.records import Record, Share
 from videoldm_core.told import Told
 from videoldm_core.training.optimizer import OptimizerConfig
 from videoldm_core.training.players import Player, Turn, trainable_parameters
@@ -33,12 +34,21 @@ from videoldm_core.training.players import Player, Turn, trainable_parameters
 class ScheduleConfig(Record):
     """The noise schedule of a new image model; an existing one brings its own."""
 
-    timesteps: int = 1000
+    timesteps: int = Field(default=1000, ge=1)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
+    beta_start: float = Field(default=0.00085, gt=0, lt=1)
+    beta_end: float = Field(default=0.012, gt=0, lt=1)
     predicts: Literal["epsilon", "v_prediction"] = "epsilon"
     zero_terminal_snr: bool = False  # the last level is noise alone (Lin 2023)
+
+    @model_validator(mode="after")
+    def _can_be_sampled(self) -> Self:
+        if self.zero_terminal_snr and self.predicts == "epsilon":
+            raise ValueError(
+                "predicts epsilon with zero_terminal_snr: of noise alone epsilon says nothing of "
+                "the clip; expected predicts v_prediction, or zero_terminal_snr false"
+            )
+        return self
 
     def build(self) -> NoiseSchedule:
         """The schedule as diffusers describes it."""
@@ -66,11 +76,11 @@ class Denoising(Record):
     given: AnyGiven = Nothing()
     # How alpha is laid out in new temporal layers; None: no temporal layers, an image model.
     alpha: Literal["scalar", "per_frame"] | None = None
-    context_reach: int = 0  # see TemporalConfig
-    text_dropout: float = 0.1  # share of clips that are given the empty text, for guidance
+    context_reach: int = Field(default=0, ge=0)  # see TemporalConfig
+    text_dropout: Share = 0.1  # share of clips that are given the empty text, for guidance
     # Share of clips whose labels are unknown, and of clips whose boxes are; each drawn for itself.
     # A clip that is given the empty text is told neither: that is what guidance starts from.
-    label_dropout: float = 0.1
+    label_dropout: Share = 0.1
     # Tokens of labels and boxes that this stage adds; None: the inherited ones, if there are any.
     tokens: Vocabulary | None = None
     unet: UNetConfig | None = None  # a new image model; None: the inherited one

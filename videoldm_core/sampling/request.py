@@ -12,10 +12,11 @@ from pydantic import Field
 
 from videoldm_core.annotations import GivenBox
 from videoldm_core.cascade import Roles
-from videoldm_core.conditioning import FirstFrames, KeyFrames
+from videoldm_core.conditioning import FirstFrames
 from videoldm_core.errors import UserError
 from videoldm_core.files import sha256_of_file, sha256_of_folder
 from videoldm_core.records import Record
+from videoldm_core.sampling.asked import check_asked
 from videoldm_core.sampling.config import SamplingConfig
 from videoldm_core.sampling.loading import Release
 from videoldm_core.training.memory import Precision
@@ -66,11 +67,13 @@ def check(request: Request, release: Release) -> None:
     _check_first_frame(request, release)
     if request.loras and request.backbone is None:
         raise UserError("loras are added to a backbone, but none is given; give backbone too.")
-    if request.passes and "interpolator" not in release.stages:
-        raise UserError(
-            f"passes = {request.passes}, but no stage has the role of interpolator; set passes=0."
-        )
-    _check_numbers(request, release)
+    check_asked(
+        {role: published.stage for role, published in release.stages.items()},
+        passes=request.passes,
+        gives_first=request.first_frame is not None,
+        sampling=request.sampling,
+    )
+    _check_steps(request, release)
 
 
 def _check_first_frame(request: Request, release: Release) -> None:
@@ -93,8 +96,8 @@ def _check_first_frame(request: Request, release: Release) -> None:
         )
 
 
-def _check_numbers(request: Request, release: Release) -> None:
-    """Refuses steps and noise levels that a model's noise schedule, or the model, does not have."""
+def _check_steps(request: Request, release: Release) -> None:
+    """Refuses more steps than a model's noise schedule has levels."""
     config = request.sampling
     steps = {
         "first_frame": ("steps", config.steps),
@@ -109,21 +112,6 @@ def _check_numbers(request: Request, release: Release) -> None:
                 f"{name} = {asked}, but the {role} model has {levels} noise levels; ask for at "
                 f"most {levels} steps."
             )
-    level = config.upscale_noise_timestep
-    if "upscaler" in release.stages and level >= release.schedule("upscaler").timesteps:
-        levels = release.schedule("upscaler").timesteps
-        raise UserError(
-            f"upscale_noise_timestep = {level}, but the upscaler has {levels} noise levels; "
-            f"choose one from 0 to {levels - 1}."
-        )
-    level = config.interpolation_noise_timestep
-    given = release.given("interpolator") if request.passes else None
-    if isinstance(given, KeyFrames) and level > given.max_noise_timestep:
-        raise UserError(
-            f"interpolation_noise_timestep = {level}, but the interpolator was trained with noise "
-            f"up to level {given.max_noise_timestep} on its given frames; choose one from 0 to "
-            f"{given.max_noise_timestep}."
-        )
 
 
 def identity(request: Request, release: Release, device: torch.device) -> str:

@@ -54,6 +54,22 @@ def test_the_text_encoder_of_a_second_version_file_is_open_clips_own(tmp_path):
     assert torch.equal(loaded.encode(captions), tower.encode(captions))
 
 
+def test_a_second_version_file_that_was_made_of_a_folder_reads_the_layer_that_the_folder_does(
+    tmp_path,
+):
+    """Converters copy the 23 layers that folders hold; 24 are OpenCLIP's own."""
+    whole = TextConfig(context_length=12, width=64, heads=1, layers=24, output="penultimate")
+    tower, captions = TextTower.build(whole), ["a red car overtakes at night", ""]
+    kept = {
+        f"cond_stage_model.model.{name}": tensor.contiguous()
+        for name, tensor in tower.transformer.state_dict().items()
+        if ".resblocks.23." not in name
+    }
+    save_file(kept, tmp_path / "model.safetensors")
+    loaded = load_text_tower(tmp_path / "model.safetensors")
+    torch.testing.assert_close(loaded.encode(captions), tower.encode(captions))
+
+
 @pytest.mark.parametrize("rows", [0, 1, 2])
 def test_a_lora_for_queries_keys_or_values_changes_its_rows_of_a_second_version_file(
     tmp_path, rows

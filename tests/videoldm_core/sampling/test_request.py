@@ -29,8 +29,8 @@ def release(released) -> Release:
     ("sampling", "sentence"),
     [
         (
-            {"upscale_noise_timestep": 1000},
-            "upscale_noise_timestep = 1000, but the upscaler has 1000 noise levels; .* 0 to 999",
+            {"upscale_noise_timestep": 150},
+            "upscale_noise_timestep = 150, but .* below level 150 on the low .* from 0 to 149",
         ),
         (
             {"interpolation_noise_timestep": 1},

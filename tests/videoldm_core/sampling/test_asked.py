@@ -1,0 +1,98 @@
+"""What is asked of models that are not trained for it is refused on their rows."""
+
+from typing import Any
+
+import pytest
+
+from videoldm_core.cascade import Stage, preset
+from videoldm_core.conditioning import FirstFrames
+from videoldm_core.errors import UserError
+from videoldm_core.sampling.asked import check_asked
+from videoldm_core.sampling.config import SamplingConfig
+from videoldm_core.sampling.guidance import Guidance
+
+PLAIN = SamplingConfig(guidance=Guidance(text=2.0, context=1.5), upscale_noise_timestep=20)
+NAMES = ("tiny", "driving", "driving_scenarios", "text_to_video")
+
+
+def roles_of(name: str, **changed: dict[str, Any]) -> dict[str, Stage]:
+    """The stages of a preset by role, with changed fields by role."""
+    table = preset(name)
+    rows = {
+        role: table.stage(stage)
+        for role, stage in table.roles.model_dump(exclude_none=True).items()
+    }
+    return {role: row.model_copy(update=changed.get(role, {})) for role, row in rows.items()}
+
+
+def check(roles: dict[str, Stage], **asked: Any) -> None:
+    check_asked(roles, **{"passes": 2, "gives_first": False, "sampling": PLAIN, **asked})
+
+
+def given(weights: tuple[float, float, float]) -> dict[str, Any]:
+    objective = preset("tiny").stage("predictor").objective
+    return {"objective": objective.model_copy(update={"given": FirstFrames(weights=weights)})}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_preset_trains_what_its_sampling_asks(name):
+    assert check(roles_of(name)) is None, "no sentence is raised"
+
+
+@pytest.mark.parametrize("stride", [8, 32])
+def test_key_frames_at_another_stride_than_the_first_pass_takes_are_refused(stride):
+    roles = roles_of("tiny", key_frames={"strides": (stride,)})
+    with pytest.raises(UserError, match=rf"at stride {stride}, .*'interpolator'.* 16 apart"):
+        check(roles)
+
+
+def test_a_model_of_several_strides_is_refused_where_sampling_asks_for_one():
+    with pytest.raises(UserError, match=r"roles.key_frames = 'predictor' .*\[16, 8\] and told"):
+        check(roles_of("tiny", key_frames={"strides": (16, 8)}))
+
+
+def test_more_passes_than_an_interpolator_is_trained_for_are_refused():
+    roles = roles_of("tiny", interpolator={"strides": (4,)})
+    check(roles, passes=1)
+    with pytest.raises(UserError, match=r"passes = 2, but .* trained for 1 \(strides \[4\]\)"):
+        check(roles)
+
+
+def test_passes_without_an_interpolator_are_refused():
+    roles = roles_of("tiny")
+    del roles["interpolator"]
+    check(roles, passes=0)
+    with pytest.raises(UserError, match="passes = 1, but no stage has the role of interpolator"):
+        check(roles, passes=1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "asked", "sentence"),
+    [
+        ((0.5, 0.5, 0.0), {}, "2 frames in every call after the first"),
+        ((0.5, 0.0, 0.5), {}, "1 frames in its first call"),
+        ((0.0, 0.5, 0.5), {}, r"0 frames in context guidance of 1.5.*\[0.0, 0.5, 0.5\]"),
+    ],
+)
+def test_given_frames_that_p_s_never_draws_are_refused(weights, asked, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check(roles_of("tiny", key_frames=given(weights)), **asked)
+
+
+def test_what_sampling_does_not_ask_for_need_not_be_trained():
+    without_guidance = PLAIN.model_copy(update={"guidance": Guidance(text=2.0, context=1.0)})
+    check(roles_of("tiny", key_frames=given((0.0, 0.5, 0.5))), sampling=without_guidance)
+    roles = roles_of("tiny", key_frames=given((0.5, 0.0, 0.5)))
+    del roles["first_frame"]
+    check(roles)
+    with pytest.raises(UserError, match="1 frames in its first call"):
+        check(roles, gives_first=True)
+
+
+def test_noise_that_an_upscaler_was_never_told_of_is_refused():
+    for name, most in (("tiny", 150), ("text_to_video", 350)):
+        asked = PLAIN.model_copy(update={"upscale_noise_timestep": most - 1})
+        check(roles_of(name), sampling=asked)
+        asked = PLAIN.model_copy(update={"upscale_noise_timestep": most})
+        with pytest.raises(UserError, match=f"upscale_noise_timestep = {most}, .* below level"):
+            check(roles_of(name), sampling=asked)
