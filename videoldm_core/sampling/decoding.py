@@ -7,7 +7,7 @@ from torch import Tensor
 
 from videoldm_core.conditioning import LowResolution
 from videoldm_core.models.video_decoder import VideoDecoder
-from videoldm_core.sampling.drawing import Drawing, RoleModel
+from videoldm_core.sampling.drawing import Drawing, RoleModel, check_finite
 from videoldm_core.sampling.guidance import Guidance
 from videoldm_core.sampling.interpolation import Latents
 from videoldm_core.sampling.key_frames import check_length
@@ -77,9 +77,13 @@ class Frames:
         if number not in self._computed:
             piece = self._cut.piece(number)
             latents = self.latents.read(piece.low, piece.high)
+            shown = f"frames {piece.low + 1} to {piece.high}"
             frames = self._decoded(latents / self._scale)
+            check_finite(frames, f"decoding, {shown}")
+            frames = frames.clamp_(-1, 1)
             if self._upscaler is not None:
                 frames = self._upscaled(self._upscaler, frames[None], first=piece.low)[0]
+                check_finite(frames, f"upscaling, {shown}")
             self._computed[number] = frames
         return self._computed[number]
 
@@ -88,7 +92,7 @@ class Frames:
 
         def decode(latents: Tensor) -> Tensor:
             with self.drawing.autocast():
-                return self._decoder(latents[None])[0].float().clamp(-1, 1)
+                return self._decoder(latents[None])[0].float()
 
         config = self.drawing.config
         return decode_in_tiles(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from videoldm_core.annotations import GivenBox
 from videoldm_core.conditioning import AnyGiven, Given, LowResolution
+from videoldm_core.errors import UserError
 from videoldm_core.objectives.denoiser import Denoiser
 from videoldm_core.randomness import SampleRng
 from videoldm_core.sampling.config import SamplingConfig
@@ -47,6 +48,20 @@ class Prompt:
     latent_size: tuple[int, int, int]  # c h w
     seed: int
     future: int = 1  # of several that share the first frame
+
+
+def check_finite(frames: Tensor, what: str) -> None:
+    """Ends sampling where a network gave numbers that are no picture.
+
+    Raises:
+        UserError: says what was made of them; nothing of it is kept.
+    """
+    if not frames.isfinite().all():
+        raise UserError(
+            f"The model of {what} gave numbers that are not finite, so that this and all after it "
+            "would be black; expected finite ones: lower the guidance scale, sample in fp32, or "
+            "train that stage again."
+        )
 
 
 class Drawing:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from videoldm_core.conditioning import Given, KeyFrames
 from videoldm_core.randomness import SampleRng
-from videoldm_core.sampling.drawing import Drawing, RoleModel
+from videoldm_core.sampling.drawing import Drawing, RoleModel, check_finite
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 GROUPS_KEPT = 2  # what is asked for next to one another may straddle two
@@ -93,6 +93,7 @@ class Interpolation:
             guidance=drawing.config.interpolation_guidance,
             label=torch.full((len(clip),), self.which, device=ends.device),
         )
+        check_finite(new, f"{self._what}, windows {start + 1} to {stop}")
         new[:, 0] = ends[:-1]
         self._progress(self._what, stop, self.windows)
         return new[:, :-1].flatten(0, 1)

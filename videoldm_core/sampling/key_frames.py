@@ -14,7 +14,7 @@ from torch import Tensor
 from videoldm_core.conditioning import FirstFrames, Given, mark_known
 from videoldm_core.errors import UserError
 from videoldm_core.files import write_bytes_atomically
-from videoldm_core.sampling.drawing import Drawing, RoleModel
+from videoldm_core.sampling.drawing import Drawing, RoleModel, check_finite
 from videoldm_core.sampling.interpolation import Progress
 
 CARRIED = 2  # frames that a call is given of those before: they show place and motion
@@ -85,6 +85,7 @@ class KeyFrameCalls:
         else:
             before = None if self.first is None else self.first()
         clip = self._clip(call, before)
+        check_finite(clip, f"key frames, call {call + 1}")
         new = clip if call == 0 else clip[CARRIED:]
         write_bytes_atomically(self._path(call), save({"frames": new.cpu().contiguous()}))
         self._progress("key frames", min(begin + len(new), self.count), self.count)

@@ -18,7 +18,7 @@ from videoldm_core.conditioning import Given
 from videoldm_core.errors import UserError
 from videoldm_core.models.video_decoder import VideoDecoder
 from videoldm_core.sampling.decoding import Frames
-from videoldm_core.sampling.drawing import Drawing, RoleModel
+from videoldm_core.sampling.drawing import Drawing, RoleModel, check_finite
 from videoldm_core.sampling.interpolation import Interpolation, Latents, Progress
 from videoldm_core.sampling.key_frames import KeyFrameCalls
 
@@ -97,5 +97,6 @@ def first_latent(drawing: Drawing, role: RoleModel, progress: Progress) -> Tenso
         steps=config.steps,
         guidance=config.guidance,
     )[0]
+    check_finite(first, "the first frame")
     progress("first frame", 1, 1)
     return first

@@ -1,8 +1,10 @@
 """The cascade run forward, with models of known guesses: counts, order, memory, seeds."""
 
 import gc
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from tests.videoldm_core.sampling.fakes import (
     SCALE,
     all_of,
     drawing,
+    enlarged,
     fake_cascade,
     guessing,
     latents,
@@ -107,6 +110,40 @@ def test_memory_does_not_grow_with_the_length_of_the_video(tmp_path: Path):
                 most[count] = max(most[count], bytes_held())
         del frames
     assert 0 < most[48] <= most[12]
+
+
+def broken(noisy: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+    return torch.full_like(enlarged(noisy, given) if noisy.shape[2] == 6 else noisy, math.nan)
+
+
+@pytest.mark.parametrize(
+    ("role", "sentence", "keys_kept"),
+    [
+        ("key_frames", "The model of key frames, call 1 gave numbers that are not finite", 0),
+        ("interpolator", "interpolation pass 1, windows 1 to 2 gave numbers that are not", 1),
+        ("decoder", "The model of decoding, frames 1 to 6 gave numbers that are not finite", 1),
+        ("upscaler", "The model of upscaling, frames 1 to 6 gave numbers that are not", 1),
+    ],
+)
+def test_numbers_that_are_not_finite_end_sampling_and_are_not_kept(
+    cascade: Cascade, tmp_path: Path, role: str, sentence: str, keys_kept: int
+):
+    if role == "decoder":
+        decoder = lambda latents: latents.new_full((1, 6, 3, 4, 6), math.nan)  # noqa: E731
+        cascade = replace(cascade, decoder=decoder)  # type: ignore[arg-type]
+    else:
+        guessing(getattr(cascade, role), broken)
+    frames = video(cascade, tmp_path, key_frames=3, passes=1, portion=6)
+    with pytest.raises(UserError, match=sentence):
+        frames.portion(0)
+    assert len(list(tmp_path.glob("keys-*"))) == keys_kept
+
+
+def test_a_first_frame_that_is_not_finite_ends_sampling(cascade: Cascade):
+    guessing(cascade.first_frame, broken)
+    assert cascade.first_frame is not None
+    with pytest.raises(UserError, match="The model of the first frame gave numbers that are not"):
+        first_latent(drawing(), cascade.first_frame, unheard)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
