@@ -23,6 +23,7 @@ def table_of(run: "RunConfig") -> "Preset":
     """
     from videoldm_core.cascade import Stage, VideoFormat, preset
     from videoldm_core.handoffs import check_handoffs
+    from videoldm_core.rows import check_rows
     from videoldm_core.sizes import check_shares, check_sizes
 
     table = _without(preset(run.preset), run.without)
@@ -37,6 +38,7 @@ def table_of(run: "RunConfig") -> "Preset":
     video = parse_record(VideoFormat, format_values, where="video")
     texts = {"text": _text_of(run, table), "pixel_text": _pixel_text_of(run, table)}
     changed_table = table.model_copy(update={"stages": rows, "video": video} | texts)
+    check_rows(changed_table)
     check_handoffs(changed_table)
     check_sizes(changed_table)
     check_shares(changed_table, run.processes)

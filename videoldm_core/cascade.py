@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from videoldm_core.annotations import LabelKind, Vocabulary
-from videoldm_core.conditioning import LowResolution
+from videoldm_core.conditioning import AnyGiven, LowResolution, Nothing
 from videoldm_core.errors import UserError
 from videoldm_core.files import digest_for_json
 from videoldm_core.metrics.proofs import AnyProof
@@ -78,12 +78,15 @@ class Stage(Record):
     ema: Decay = 0.9999  # of the published average
 
     @property
+    def given(self) -> AnyGiven:
+        """What its model is given besides noise, time and text."""
+        objective = self.objective
+        return objective.given if isinstance(objective, Denoising | Brought) else Nothing()
+
+    @property
     def upscales(self) -> bool:
         """Whether it makes frames of a low resolution; its texts are those of pixel shards."""
-        objective = self.objective
-        if isinstance(objective, Brought):
-            return objective.model == "upscaler"
-        return isinstance(objective, Denoising) and isinstance(objective.given, LowResolution)
+        return isinstance(self.given, LowResolution)
 
     def sees_boxes_only(self, told: Vocabulary | None) -> bool:
         """Whether the stage, told of its clips by tokens of `told`, sees only frames with boxes."""

@@ -50,6 +50,7 @@ def judge(job: Job, parts: Parts, data: StageData, device: torch.device) -> tupl
     evidence = Evidence(
         parts=parts,
         inherited=job.parts,
+        given=job.stage.given,
         heldout=data.heldout(job.stage.heldout_clips),
         training=data.training_clips,
         device=device,

@@ -23,7 +23,6 @@ from videoldm_core.conditioning import (
 )
 from videoldm_core.data.loader import Batch
 from videoldm_core.job import Job
-from videoldm_core.metrics.image_proofs import BeatsBilinear
 from videoldm_core.metrics.measuring import clean_key_frames, clean_low_resolution
 from videoldm_core.models.image import load_vae
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
@@ -70,19 +69,15 @@ def write_preview(
 
 def _maker(job: Job, parts: Parts, null_text: Tensor) -> Callable[[Batch], list[Tensor]]:
     """What makes the rows (t 3 H W each) that are shown of a batch of one clip."""
-    objective, proof, device = job.stage.objective, job.stage.proves, null_text.device
-    if isinstance(objective, Denoising):
-        given = objective.given
-    elif isinstance(proof, BeatsBilinear):  # an upscaler that was brought
-        given = proof.given
-    elif isinstance(objective, Autoencoding | Brought):
+    objective, given, device = job.stage.objective, job.stage.given, null_text.device
+    if isinstance(objective, Denoising) or job.stage.upscales:
+        model = load_denoiser(parts).to(device)
+        decoder = VideoDecoder(load_vae(parts["vae"]).to(device)) if "vae" in parts else None
+        return lambda clip: _denoised(model, given, decoder, clip, null_text)
+    if isinstance(objective, Autoencoding | Brought):
         vae = load_vae(parts["vae"]).to(device)
         return lambda clip: [clip.clip[0], vae(clip.clip[0]).sample.float()]
-    else:
-        return _decoding(job.parts, parts, device)
-    model = load_denoiser(parts).to(device)
-    decoder = VideoDecoder(load_vae(parts["vae"]).to(device)) if "vae" in parts else None
-    return lambda clip: _denoised(model, given, decoder, clip, null_text)
+    return _decoding(job.parts, parts, device)
 
 
 def picture(rows: list[Tensor]) -> Image.Image:

@@ -108,7 +108,6 @@ class BeatsBilinear(Record):
     """The image upscaler: its best guess from almost pure noise, at full size."""
 
     kind: Literal["beats_bilinear"] = "beats_bilinear"
-    given: LowResolution = LowResolution()
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -125,14 +124,15 @@ class BeatsBilinear(Record):
 
     def measure(self, evidence: Evidence) -> Series:
         """From the clean low resolution (noise level 0)."""
-        model = load_denoiser(evidence.parts).to(evidence.device)
+        model, kind = load_denoiser(evidence.parts).to(evidence.device), evidence.given
+        assert isinstance(kind, LowResolution), "refused when the table was made"
 
         def quality(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
-            given = clean_low_resolution(self.given, model, batch.clip)
+            given = clean_low_resolution(kind, model, batch.clip)
             clean = given.to_diffused(model.diffused_of(batch.clip).float())
             noisy, timesteps = noised(model, clean, model.noise_for(batch.clip, rng))
             guess = model.clip_of(best_guess(model, noisy, timesteps, batch, given)).float()
-            low = shrink(batch.clip, self.given.factor)
+            low = shrink(batch.clip, kind.factor)
             bilinear = enlarge(low, tuple(batch.clip.shape[-2:]))
             return {
                 "image upscaler": psnr(guess, batch.clip),

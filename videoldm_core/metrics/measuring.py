@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videoldm_core.conditioning import Given, KeyFrames, LowResolution, shrink
+from videoldm_core.conditioning import AnyGiven, Given, KeyFrames, LowResolution, Nothing, shrink
 from videoldm_core.data.loader import Batch
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.objectives.denoiser import Denoiser, predict
@@ -25,6 +25,7 @@ class Evidence:
 
     parts: Parts  # of the published stage, inherited ones included
     inherited: Parts  # what it started from
+    given: AnyGiven = Nothing()  # what its model is given
     heldout: Iterable[Batch]  # this process's share of the held-out clips, as many as fit at once
     training: Callable[[], Iterable[Batch]]  # a few batches, for what a baseline must fit
     device: torch.device = torch.device("cpu")  # where networks are to run

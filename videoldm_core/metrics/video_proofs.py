@@ -117,7 +117,6 @@ class UsesKeyFrames(Record):
     """The interpolator: its best guess of the middle latents from almost pure noise."""
 
     kind: Literal["uses_key_frames"] = "uses_key_frames"
-    given: KeyFrames = KeyFrames()
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -139,14 +138,15 @@ class UsesKeyFrames(Record):
         What the noise leaves of the frames to predict helps the baselines too: each takes from it
         what brings it nearest to the truth.
         """
-        model = load_denoiser(evidence.parts).to(evidence.device)
+        model, kind = load_denoiser(evidence.parts).to(evidence.device), evidence.given
+        assert isinstance(kind, KeyFrames), "refused when the table was made"
 
         def errors(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
             clean = model.diffused_of(batch.clip).float()
-            frames, every = clean.shape[1], self.given.every
+            frames, every = clean.shape[1], kind.every
             keys = list(range(0, frames, every))
             middle = [t for t in range(frames) if t not in keys]
-            given = clean_key_frames(self.given, model, clean)
+            given = clean_key_frames(kind, model, clean)
             noisy, timesteps = noised(model, clean, rng.normal(tuple(clean.shape[1:])).to(clean))
             lines = {
                 "nearest key latent": clean[:, _nearest(keys, frames)],
@@ -220,7 +220,6 @@ class SteadierUpscaling(Record):
     """The video upscaler: flicker and best guess, against the image upscaler frame by frame."""
 
     kind: Literal["steadier_upscaling"] = "steadier_upscaling"
-    given: LowResolution = LowResolution()
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -244,12 +243,13 @@ class SteadierUpscaling(Record):
 
     def measure(self, evidence: Evidence) -> Series:
         """Same clips and noise, independent per frame, for both."""
-        model = load_denoiser(evidence.parts).to(evidence.device)
+        model, kind = load_denoiser(evidence.parts).to(evidence.device), evidence.given
+        assert isinstance(kind, LowResolution), "refused when the table was made"
         image = VideoUNet(model.net.unet)
         alone = Denoiser(image, model.schedule, model.scale, model.own_vae, model.tokens)
 
         def quality(batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
-            given = clean_low_resolution(self.given, model, batch.clip)
+            given = clean_low_resolution(kind, model, batch.clip)
             clean = given.to_diffused(model.diffused_of(batch.clip).float())
             noisy, timesteps = noised(model, clean, model.noise_for(batch.clip, rng))
             found = {}

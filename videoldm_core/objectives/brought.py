@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from videoldm_core.conditioning import LowResolution
+from videoldm_core.conditioning import AnyGiven, LowResolution, Nothing
 from videoldm_core.data.loader import Batch
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.errors import UserError
@@ -40,6 +40,7 @@ class Brought(Record):
         False  # of a single file with both, take the UNet's averaged weights; false: its own
     )
     predicts: Predicts | None = None  # of a single Stable Diffusion 2 file, which does not say it
+    given: AnyGiven = Nothing()  # what an upscaler is given, as it was trained
     # An AutoencoderTiny folder (TAESD) that makes the latents in place of the model's encoder: many
     # times faster, a little less exact. Decoder and scale stay those of `source`.
     encoder: Path | None = None

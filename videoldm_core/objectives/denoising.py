@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from videoldm_core.annotations import Vocabulary
-from videoldm_core.conditioning import AnyGiven, KeyFrames, Nothing
+from videoldm_core.conditioning import AnyGiven, KeyFrames, LowResolution, Nothing
 from videoldm_core.data.loader import Batch
 from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.errors import UserError
 from videoldm_core.models.condition_tokens import ConditionedUNet, condition_tokens_for
 from videoldm_core.models.image import UNetConfig, load_unet
 from videoldm_core.models.temporal_layers import TemporalConfig
@@ -100,6 +101,25 @@ class Denoising(Record):
         )
 
 
+def check_noise(given: AnyGiven, schedule: NoiseSchedule) -> None:
+    """Refuses noise on what is given of levels that the schedule does not have.
+
+    Raises:
+        UserError: names both numbers.
+    """
+    if isinstance(given, KeyFrames):
+        most = schedule.timesteps - 1  # it is drawn up to this level
+    elif isinstance(given, LowResolution):
+        most = schedule.timesteps  # below it
+    else:
+        return
+    if given.max_noise_timestep > most:
+        raise UserError(
+            f"given.max_noise_timestep = {given.max_noise_timestep}, but the model's noise "
+            f"schedule has {schedule.timesteps} levels; choose at most {most}."
+        )
+
+
 class DenoisingTask:
     """Trains a denoiser; see `Denoising`.
 
@@ -134,6 +154,7 @@ class DenoisingTask:
         schedule = (
             config.schedule.build() if config.schedule else NoiseSchedule.load(parts["scheduler"])
         )
+        check_noise(config.given, schedule)
         phi = config.temporal_config(
             frames=frames, channels=unet.config.out_channels, strides=strides
         )

@@ -126,10 +126,15 @@ def upscaler(tmp_path: Path) -> dict[str, Path]:
 @torch.no_grad()
 def test_an_upscaler_of_no_detail_is_exactly_bilinear_and_does_not_pass(upscaler, random_batch):
     batch = random_batch((2, 1, 3, 16, 24))
-    proof = BeatsBilinear(given=LowResolution(factor=4, detail_scale=8.0))
-    series = proof.measure(
-        Evidence(parts=upscaler, inherited={}, heldout=[batch], training=lambda: [])
+    evidence = Evidence(
+        parts=upscaler,
+        inherited={},
+        given=LowResolution(factor=4, detail_scale=8.0),
+        heldout=[batch],
+        training=lambda: [],
     )
+    proof = BeatsBilinear()
+    series = proof.measure(evidence)
     bilinear = psnr(enlarge(shrink(batch.clip, 4), tuple(batch.clip.shape[-2:])), batch.clip)
     assert torch.allclose(series["bilinear"], bilinear.expand(len(SEEDS), -1))
     assert torch.allclose(series["image upscaler"], series["bilinear"], atol=1e-3)

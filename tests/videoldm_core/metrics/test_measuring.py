@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from videoldm_core.conditioning import KeyFrames
 from videoldm_core.data.loader import Batch
 from videoldm_core.metrics import measuring, video_proofs
 from videoldm_core.metrics.measuring import LARGEST_GAIN, Evidence, guessing_level
@@ -65,7 +66,9 @@ def test_an_epsilon_interpolator_whose_predictions_are_nearly_right_passes(
     monkeypatch.setattr(measuring, "predict", nearly)
     monkeypatch.setattr(video_proofs, "noised", keep)
     batch = like_frames(random_batch((2, 5, 4, 8, 8)), latent_scale(image_model["vae"]))
-    evidence = Evidence(parts=parts, inherited=parts, heldout=[batch], training=lambda: [])
+    evidence = Evidence(
+        parts=parts, inherited=parts, given=KeyFrames(), heldout=[batch], training=lambda: []
+    )
     proof = UsesKeyFrames()
     series = proof.measure(evidence)
     (claim,) = proof.claims

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from videoldm_core import previews
 from videoldm_core.annotations import LabelKind, Vocabulary
 from videoldm_core.cascade import Stage, preset
-from videoldm_core.conditioning import FirstFrames, KeyFrames, LowResolution
+from videoldm_core.conditioning import AnyGiven, FirstFrames, KeyFrames, LowResolution, Nothing
 from videoldm_core.data.loader import Batch
 from videoldm_core.job import Job
 from videoldm_core.metrics import image_proofs, measuring, video_proofs
@@ -57,6 +57,7 @@ UPSCALER = UNetConfig(
 )
 LOADERS = ("load_denoiser", "load_vae", "temporal_decoder_for")
 DEVICE = torch.device("cuda")
+NOTHING = Nothing()
 DETAIL = LowResolution(factor=2, detail_scale=8.0)
 KEYS = KeyFrames(max_noise_timestep=250)
 LATENTS, FRAMES = (2, 5, 4, 8, 8), (2, 5, 3, 16, 16)
@@ -75,10 +76,10 @@ PROOFS = {
     "image": BeatsLinearDenoiser(),
     "temporal": BeatsImageModel(),
     "predictor": UsesFirstFrames(),
-    "interpolator": UsesKeyFrames(given=KEYS),
-    "image_upscaler": BeatsBilinear(given=DETAIL),
-    "upscaler": SteadierUpscaling(given=DETAIL),
-    "latent_upscaler": SteadierUpscaling(given=LowResolution(factor=2)),
+    "interpolator": UsesKeyFrames(),
+    "image_upscaler": BeatsBilinear(),
+    "upscaler": SteadierUpscaling(),
+    "latent_upscaler": SteadierUpscaling(),
 }
 
 
@@ -197,9 +198,12 @@ def batch_of(shape: tuple[int, ...]) -> Batch:
     )
 
 
-def evidence_of(parts: dict[str, Path], shape: tuple[int, ...]) -> Evidence:
+def evidence_of(
+    parts: dict[str, Path], shape: tuple[int, ...], given: AnyGiven = NOTHING
+) -> Evidence:
     return Evidence(
         parts=parts,
+        given=given,
         inherited=parts,
         heldout=[batch_of(shape)],
         training=lambda: [batch_of(shape)],
@@ -216,7 +220,7 @@ def test_tensors_of_two_devices_do_fail_here(accelerator):
 def test_denoisers_are_judged_where_their_networks_are(name, published, request):
     parts, proof = published(name), PROOFS[name]
     request.getfixturevalue("accelerator")
-    series = proof.measure(evidence_of(parts, DENOISERS[name][2]))
+    series = proof.measure(evidence_of(parts, DENOISERS[name][2], DENOISERS[name][0].given))
     assert {values.device.type for values in series.values()} == {"cpu"}
     assert {value for claim in proof.claims for value in (claim.value, *claim.beats)} <= set(series)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from videoldm_core.conditioning import KeyFrames, LowResolution
+from videoldm_core.conditioning import AnyGiven, FirstFrames, KeyFrames, LowResolution, Nothing
 from videoldm_core.data.loader import Batch
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.metrics import video_proofs
@@ -24,6 +24,8 @@ from videoldm_core.models.temporal_layers import TemporalConfig
 from videoldm_core.models.video_decoder import temporal_decoder_for
 from videoldm_core.models.video_unet import temporal_layers_for
 from videoldm_core.objectives.denoising import ScheduleConfig
+
+NOTHING = Nothing()
 
 
 def with_temporal(
@@ -45,8 +47,8 @@ def with_temporal(
     return image_model | {"temporal": folder}
 
 
-def evidence_of(parts: dict[str, Path], batch: Batch) -> Evidence:
-    return Evidence(parts=parts, inherited=parts, heldout=[batch], training=lambda: [])
+def evidence_of(parts: dict[str, Path], batch: Batch, given: AnyGiven = NOTHING) -> Evidence:
+    return Evidence(parts=parts, inherited=parts, given=given, heldout=[batch], training=lambda: [])
 
 
 def means(series: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -54,15 +56,19 @@ def means(series: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("proof", "context", "labels"),
-    [(BeatsImageModel(), 0, 0), (UsesFirstFrames(), 5, 0), (UsesKeyFrames(), 5, 2)],
+    ("proof", "given", "context", "labels"),
+    [
+        (BeatsImageModel(), NOTHING, 0, 0),
+        (UsesFirstFrames(), FirstFrames(), 5, 0),
+        (UsesKeyFrames(), KeyFrames(), 5, 2),
+    ],
 )
 @torch.no_grad()
 def test_layers_that_learned_nothing_are_as_good_as_what_they_must_beat(
-    proof: AnyProof, context, labels, image_model, random_batch, tmp_path
+    proof: AnyProof, given, context, labels, image_model, random_batch, tmp_path
 ):
     parts = with_temporal(image_model, tmp_path, context=context, labels=labels)
-    found = means(proof.measure(evidence_of(parts, random_batch((2, 5, 4, 8, 8)))))
+    found = means(proof.measure(evidence_of(parts, random_batch((2, 5, 4, 8, 8)), given)))
     for claim in proof.claims:
         for other in claim.beats:
             if other != "nearest key latent":
@@ -122,7 +128,7 @@ def test_interpolation_is_compared_with_lines_and_with_the_nearest_key(
 ):
     parts = with_temporal(image_model, tmp_path, context=5, labels=2)
     batch = straight(random_batch((2, 5, 4, 8, 8)))
-    series = UsesKeyFrames(given=KeyFrames()).measure(evidence_of(parts, batch))
+    series = UsesKeyFrames().measure(evidence_of(parts, batch, KeyFrames()))
     assert series["linear interpolation"].abs().max() < 1e-8
     # Frames 1, 2, 3 take frames 0, 0 (or 4, as far) and 4: distances 1, 2, 1.
     scale = latent_scale(image_model["vae"])
@@ -137,7 +143,8 @@ def test_interpolation_is_compared_with_lines_and_with_the_nearest_key(
 @torch.no_grad()
 def test_the_interpolators_context_makes_the_difference(image_model, random_batch, tmp_path):
     parts = with_temporal(image_model, tmp_path, context=5, labels=2, learned=True)
-    series = UsesKeyFrames().measure(evidence_of(parts, random_batch((2, 5, 4, 8, 8))))
+    evidence = evidence_of(parts, random_batch((2, 5, 4, 8, 8)), KeyFrames())
+    series = UsesKeyFrames().measure(evidence)
     assert not torch.allclose(series["interpolator"], series["masked"], rtol=1e-2)
 
 
@@ -195,8 +202,9 @@ def test_a_new_video_upscaler_is_the_image_upscaler(random_batch, tmp_path):
     ScheduleConfig(predicts="v_prediction").build().save(tmp_path / "scheduler")
     image = {name: tmp_path / name for name in ("unet", "scheduler")}
     parts = with_temporal(image, tmp_path / "temporal")
-    proof = SteadierUpscaling(given=LowResolution(factor=4, detail_scale=8.0))
-    found = means(proof.measure(evidence_of(parts, random_batch((1, 3, 3, 16, 16)))))
+    given = LowResolution(factor=4, detail_scale=8.0)
+    evidence = evidence_of(parts, random_batch((1, 3, 3, 16, 16)), given)
+    found = means(SteadierUpscaling().measure(evidence))
     for metric in ("flicker", "PSNR"):
         same = pytest.approx(found[f"image upscaler, {metric}"], rel=1e-4)
         assert found[f"video upscaler, {metric}"] == same

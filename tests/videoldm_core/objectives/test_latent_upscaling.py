@@ -108,12 +108,13 @@ def test_its_proofs_measure_decoded_frames(parts, random_batch, tmp_path: Path):
     evidence = Evidence(
         parts=own,
         inherited=parts,
+        given=LOW,
         heldout=[batch],
         training=lambda: [batch],
         device=torch.device("cpu"),
     )
-    images = BeatsBilinear(given=LOW).measure(evidence)
-    videos = SteadierUpscaling(given=LOW).measure(evidence)
+    images = BeatsBilinear().measure(evidence)
+    videos = SteadierUpscaling().measure(evidence)
     for series in (*images.values(), *videos.values()):
         assert series.shape == (3, 2)
         assert series.isfinite().all()
