@@ -17,9 +17,7 @@ from torch.nn import functional as F
 
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.randomness import SampleRng
-from videoldm_core.records import Record, Share
-
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+from videoldm_core.records import Record, Share, Weight
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from videoldm_core.sampling.interpolation import Progress
 from videoldm_core.sampling.loading import Release, load_cascade, predicted_by, read_release
 from videoldm_core.sampling.long import Cascade, first_latent, frames_of
 from videoldm_core.sampling.request import Request, check, identity
-from videoldm_core.sampling.unfinished import begin, end, unfinished_folder, write_video
+from videoldm_core.sampling.unfinished import end, folder_of, write_video
 from videoldm_core.told import check_request
 from videoldm_core.training.journal import Journal
 from videoldm_core.training.memory import Precision
@@ -107,7 +107,7 @@ def make(request: Request, models: Models) -> None:
     release, cascade = models.release, models.cascade
     check(request, release)
     prompt = _prompt(request, models)
-    folder = unfinished_folder(request.out)
+    folder = folder_of(request.out, identity(request, release, models.device))
     journal = cache(lambda: Journal(request.out.with_suffix(".journal.jsonl")))
 
     def progress(what: str, done: int, total: int) -> None:
@@ -124,16 +124,15 @@ def make(request: Request, models: Models) -> None:
             key_frames=request.key_frames,
             passes=request.passes,
             folder=folder / f"future-{future}",
-            first=_first(request, release, cascade, drawing(1), progress),
+            first=_first(request, release, cascade, drawing(1), folder, progress),
             progress=progress,
         )
         for future, out in enumerate(request.videos, start=1)
     }
-    begin(folder, identity(request, release, models.device))
     fps = frame_rate(release, request.passes)
     for future, (out, frames) in enumerate(videos.items(), start=1):
         write_video(frames, out, folder=folder / f"future-{future}", fps=fps, progress=progress)
-    end(folder)
+    end(request.out)
 
 
 def frame_rate(release: Release, passes: int) -> float:
@@ -187,12 +186,17 @@ def _texts(tower: TextTower, prompt: str, role: RoleModel) -> Texts:
     return Texts(prompt=text, empty=empty)
 
 
-def _first(
-    request: Request, release: Release, cascade: Cascade, drawing: Drawing, progress: Progress
+def _first(  # noqa: PLR0913 - one call site
+    request: Request,
+    release: Release,
+    cascade: Cascade,
+    drawing: Drawing,
+    folder: Path,
+    progress: Progress,
 ) -> Callable[[], Tensor] | None:
     """Gives the first frame's latent 1 c h w: the user's or the image model's; None: neither.
 
-    What the image model makes is kept, so that it is made once for all futures.
+    What the image model makes is kept in `folder`, so that it is made once for all futures.
     """
     if request.first_frame is not None:
         vae = load_vae(release.parts("key_frames")["vae"])
@@ -200,7 +204,7 @@ def _first(
         picture = read_picture(request.first_frame, height, width)
         latent = encode_picture(picture, vae, cascade.key_frames.denoiser.scale)
         return lambda: latent.to(drawing.device)
-    role, path = cascade.first_frame, unfinished_folder(request.out) / "first.safetensors"
+    role, path = cascade.first_frame, folder / "first.safetensors"
     if role is None:
         return None
 

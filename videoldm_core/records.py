@@ -12,6 +12,7 @@ from videoldm_core.errors import UserError
 
 R = TypeVar("R", bound="Record")
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running average, per step
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of a term in a sum
 Share = Annotated[float, Field(ge=0, le=1)]  # of a whole
 LONGEST_WORD = 100  # characters of a file's words that a message repeats
 _short = reprlib.Repr()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from videoldm_core.models.weights import check_keys, read_checkpoint
-from videoldm_core.records import Record
+from videoldm_core.records import Record, Weight
 
 # Convolutions per block of VGG16; the features after each block's last ReLU are compared.
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -27,7 +27,7 @@ class PerceptualConfig(Record):
 
     backbone: Path  # VGG16: a state dict in torchvision's names; its classifier is not read
     heads: Path  # the lpips package's weights for VGG
-    weight: float = 1.0  # beside the mean absolute and squared error of pixels in [-1, 1]
+    weight: Weight = 1.0  # beside the mean absolute and squared error of pixels in [-1, 1]
 
 
 class Perceptual(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from diffusers import AutoencoderKL
 from einops import rearrange
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,7 +19,7 @@ from videoldm_core.models.perceptual import NO_BACKBONE, PerceptualConfig, load_
 from videoldm_core.objectives.adversarial import Adversary, Alone, Made
 from videoldm_core.objectives.task import device_of
 from videoldm_core.randomness import SampleRng
-from videoldm_core.records import Record
+from videoldm_core.records import Record, Weight
 from videoldm_core.training.optimizer import OptimizerConfig
 from videoldm_core.training.players import Player, Turn, trainable_parameters
 
@@ -33,11 +34,11 @@ class Autoencoding(Record):
     network: AutoencoderConfig = AutoencoderConfig()
     # Of the KL summed over a frame's latents, beside errors averaged over its values. Rombach 2022
     # sums those too: its 1e-6 at 256 x 256 px is 1e-6 / (3 * 256 * 256) = 5e-12 here.
-    kl_weight: float = 1e-6
+    kl_weight: Weight = 1e-6
     perceptual: PerceptualConfig | None = None  # None: pixels alone
     critic: CriticConfig | None = None  # None: no adversarial term
-    critic_weight: float = 0.5  # beside the adaptive weight
-    critic_starts_at: int = 0  # first step of the adversarial term
+    critic_weight: Weight = 0.5  # beside the adaptive weight
+    critic_starts_at: int = Field(default=0, ge=0)  # first step of the adversarial term
 
 
 class ReconstructingAutoencoder(nn.Module):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from videoldm_core.data.loader import Batch
@@ -15,7 +16,7 @@ from videoldm_core.models.perceptual import NO_BACKBONE, PerceptualConfig, load_
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
 from videoldm_core.objectives.adversarial import Adversary, Made
 from videoldm_core.objectives.task import Parts, device_of
-from videoldm_core.records import Record
+from videoldm_core.records import Record, Weight
 from videoldm_core.training.optimizer import OptimizerConfig
 from videoldm_core.training.players import Player, Turn, trainable_parameters
 
@@ -25,9 +26,12 @@ class TemporalDecoding(Record):
 
     kind: Literal["temporal_decoding"] = "temporal_decoding"
     critic: CriticConfig = CriticConfig()
-    critic_weight: float = 0.5
-    critic_starts_at: int = 0  # first step of the adversarial term; the decoder settles before
-    temporal_weight: float = 0.0  # of the absolute error of the change in time
+    critic_weight: Weight = 0.5
+    # First step of the adversarial term; the decoder settles before.
+    critic_starts_at: int = Field(default=0, ge=0)
+    # Of the absolute error of the change in time. Deviation: where it is above 0; a decoder that is
+    # briefly trained, before a critic is of use, learns steadiness from it.
+    temporal_weight: Weight = 0.0
     perceptual: PerceptualConfig | None = None  # of every frame (method: LPIPS); None: pixels alone
 
 

@@ -6,7 +6,7 @@ An interrupted command, given the same request again, goes on after the last fin
 import shutil
 from pathlib import Path
 
-from videoldm_core.files import disk_error, write_text_atomically
+from videoldm_core.files import disk_error
 from videoldm_core.sampling.decoding import Frames
 from videoldm_core.sampling.interpolation import Progress
 from videoldm_core.sampling.video_file import VideoFile, join_videos, write_preview
@@ -15,34 +15,27 @@ WHAT = "decoded and upscaled frames"
 
 
 def unfinished_folder(out: Path) -> Path:
-    """Where what belongs to the unfinished video `out` is kept."""
+    """Where unfinished videos that are to be called `out` are kept, one folder per request."""
     return out.with_name(f"{out.stem}.unfinished")
 
 
-def begin(folder: Path, identity: str) -> None:
-    """Empties the folder of an unfinished video, unless it is of the same request.
+def folder_of(out: Path, identity: str) -> Path:
+    """Where one of them is kept.
 
     Args:
-        identity: of all that decides the video.
-
-    Raises:
-        UserError: the disk is full or read-only.
+        identity: of all that decides the video. Another request for the same name, by a slip or
+            after an update, finds nothing of this one, and leaves it as it is.
     """
-    mark = folder / "identity"
-    try:
-        if folder.exists() and not (mark.is_file() and mark.read_bytes() == identity.encode()):
-            shutil.rmtree(folder)
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    write_text_atomically(mark, identity)
+    return unfinished_folder(out) / identity[:16]
 
 
-def end(folder: Path) -> None:
-    """Removes the folder of a video that is finished.
+def end(out: Path) -> None:
+    """Removes what is kept of a video that is finished, of whichever request.
 
     Raises:
         UserError: the disk is read-only.
     """
+    folder = unfinished_folder(out)
     try:
         shutil.rmtree(folder)
     except OSError as error:

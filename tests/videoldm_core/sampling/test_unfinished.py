@@ -72,8 +72,8 @@ def command(program: str, *arguments: str, limit: int | None = None) -> subproce
 
 
 def segments(out: Path) -> list[str]:
-    folder = unfinished_folder(out)
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("segment-*.mp4"))
+    found = unfinished_folder(out).glob("*/*/segment-*.mp4")
+    return sorted("/".join(path.parts[-2:]) for path in found)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def train_on(stage: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"prompt": "a bus"}, {"passes": 0}, "stage"])
-def test_what_another_request_began_is_discarded(
+def test_what_another_request_began_is_not_mixed_in(
     released, uninterrupted, tmp_path: Path, monkeypatch, change
 ):
     root = shutil.copytree(root_of(released), tmp_path / "release")
@@ -180,6 +180,22 @@ def test_what_another_request_began_is_discarded(
     assert other.out.read_bytes() == fresh.out.read_bytes()
     assert fresh.out.read_bytes() != (uninterrupted / "v.mp4").read_bytes()
     assert not unfinished_folder(other.out).exists()
+
+
+def test_another_request_for_the_same_name_takes_nothing_from_an_interrupted_one(
+    released, uninterrupted, tmp_path: Path, monkeypatch
+):
+    request = request_for(released, tmp_path / "v.mp4", **LONG)
+    other = request.model_copy(update={"prompt": "a bus"})
+    for one in (request, other):
+        with monkeypatch.context() as patch:
+            break_at(patch, VideoFile, "write", 4)
+            with pytest.raises(KeyboardInterrupt):
+                generate(one)
+    assert segments(request.out) == 2 * ["future-1/segment-00000.mp4"]
+    monkeypatch.setattr(KeyFrameCalls, "_clip", None)  # all key frames are there
+    generate(request)
+    assert_same_videos(tmp_path, uninterrupted)
 
 
 def test_where_the_video_goes_does_not_matter_to_what_it_is(
