@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from videoldm_core.conditioning import FirstFrames
 from videoldm_core.evaluate import judge
 from videoldm_core.metrics.measuring import Evidence
 from videoldm_core.metrics.video_proofs import UsesFirstFrames
@@ -29,6 +30,21 @@ def test_networks_are_judged_in_the_precision_of_the_job(job_of, precision, monk
     rows = judge(job, job.parts, StageData(job, rank=0, world=1), CPU)
     assert len(rows) == 2
     assert seen == [(precision == "bf16", [1, 1])]
+
+
+def test_a_proof_measures_with_what_the_objective_of_the_run_is_given(job_of, monkeypatch):
+    seen: list[object] = []
+
+    def measure(self: UsesFirstFrames, evidence: Evidence) -> dict[str, torch.Tensor]:
+        seen.append(evidence.given)
+        return {name: torch.ones(1, 2) for name in ("masked", "1 frame", "2 frames")}
+
+    monkeypatch.setattr(UsesFirstFrames, "measure", measure)
+    given = FirstFrames(weights=(1, 2, 3))
+    objective = STAGE.objective.model_copy(update={"given": given})
+    job, _ = job_of("judged as given", stage=STAGE.model_copy(update={"objective": objective}))
+    judge(job, job.parts, StageData(job, rank=0, world=1), CPU)
+    assert seen == [given]
 
 
 def test_as_many_clips_as_are_trained_on_are_judged_at_once():

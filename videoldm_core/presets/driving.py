@@ -186,8 +186,8 @@ DRIVING = Preset(
             steps=200_000,
             warmup=1_000,
         ),
-        # Deviation: one alpha for all frames. The paper's driving models have one per frame; whether
-        # the upscaler does it does not say, and could then make portions of one length alone.
+        # Deviation: one alpha for all frames. The paper's driving models have one per frame; if
+        # the upscaler has, it does not say, and could then make portions of one length alone.
         Stage(
             name="upscaler",
             paper="§3.4, Eq. 5",
