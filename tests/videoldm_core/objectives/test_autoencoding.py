@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from videoldm_core.data.loader import Batch
 from videoldm_core.metrics.quality import psnr
@@ -131,6 +132,31 @@ def test_without_critic_and_backbone_the_loss_is_pixels_and_divergence_to_the_bi
     ):
         assert torch.equal(one, other)
     assert "pixels alone" in task.remark
+
+
+class Brightness(nn.Module):
+    """A distance that is easily written out, in the place of LPIPS."""
+
+    weight = 3.0
+
+    def forward(self, frames: Tensor, target: Tensor) -> Tensor:
+        return (frames.mean((1, 2, 3)) - target.mean((1, 2, 3))).abs()
+
+
+def test_the_perceptual_distance_is_added_with_its_weight(
+    task: AutoencodingTask, random_batch: Callable[..., Batch]
+):
+    batch = random_batch((2, 2, 3, 16, 16))
+    net, frames = task.players[0].module, batch.clip.flatten(0, 1)
+    noise = turn_of(batch).rng.normal((2, 4, 8, 8)).flatten(0, 1)
+    distance = Brightness()(net(frames, noise)[0], frames).mean().item()
+    pixels, of_pixels = task.loss(net, batch, turn_of(batch))
+    task.perceptual = Brightness()  # type: ignore[assignment]
+    both, of_both = task.loss(net, batch, turn_of(batch))
+    assert distance > 0.01
+    assert (both - pixels).item() == pytest.approx(3 * distance, rel=1e-3)
+    added = of_both["reconstruction"] - of_pixels["reconstruction"]
+    assert added.item() == pytest.approx(3 * distance, rel=1e-3)
 
 
 def adversarial(**settings) -> AutoencodingTask:

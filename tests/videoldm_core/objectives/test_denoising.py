@@ -7,18 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from videoldm_core.conditioning import AnyGiven, FirstFrames, KeyFrames, LowResolution, Nothing
 from videoldm_core.data.loader import Batch
 from videoldm_core.models.image import UNetConfig
 from videoldm_core.models.temporal_layers import load_temporal_config
 from videoldm_core.objectives.denoiser import load_denoiser, predict
-from videoldm_core.objectives.denoising import (
-    Denoising,
-    DenoisingTask,
-    ScheduleConfig,
-    random_patches,
-)
+from videoldm_core.objectives.denoising import Denoising, DenoisingTask, ScheduleConfig
 from videoldm_core.randomness import SampleRng
 from videoldm_core.training.engine import TorchEngine
 from videoldm_core.training.optimizer import OptimizerConfig
@@ -275,18 +271,21 @@ def test_an_upscaler_sees_the_low_resolution_beside_the_noise_and_its_level(rand
     assert any(name.startswith("unet.class_embedding") for name in moved(task, before))
 
 
-def test_a_patch_is_the_same_place_in_all_frames_of_a_clip_and_another_in_other_clips():
-    place = torch.arange(10 * 12.0).view(10, 12).expand(16, 3, 2, 10, 12)
-    patches = random_patches(place, 4, SampleRng(0, "x", torch.arange(16)))
-    assert patches.shape == (16, 3, 2, 4, 4)
-    assert torch.equal(patches, patches[:, :1, :1].expand_as(patches))
-    corners = patches[:, 0, 0, 0, 0]
-    assert len(corners.unique()) > 8
-    expected = corners.view(-1, 1, 1) + place[0, 0, 0, :4, :4]
-    assert torch.equal(patches[:, 0, 0], expected)
-
-
-def test_patches_reach_every_border():
-    place = torch.arange(9.0).view(3, 3).expand(200, 1, 1, 3, 3)
-    patches = random_patches(place, 2, SampleRng(0, "x", torch.arange(200)))
-    assert sorted(patches[:, 0, 0, 0, 0].unique().tolist()) == [0, 1, 3, 4]
+def test_an_upscaler_with_a_detail_scale_learns_the_scaled_difference_to_the_enlarged_clip(
+    random_batch,
+):
+    low = LowResolution(factor=2, max_noise_timestep=9, detail_scale=4.0)
+    schedule = ScheduleConfig(predicts="v_prediction")
+    task = task_for(Denoising(given=low, unet=UPSCALER, schedule=schedule), {}, trains=("unet",))
+    batch = random_batch((2, 1, 3, 8, 12))
+    net = Listening(task)
+    losses = task.heldout(net, batch, turn_of(batch))["loss"]
+    frames = batch.clip[:, 0]
+    enlarged = F.interpolate(F.avg_pool2d(frames, 2), size=(8, 12), mode="bilinear")
+    detail = 4 * (frames - enlarged)
+    timesteps, noisy = net.calls[0]["timesteps"], net.calls[0]["noisy"][:, 0, :3]
+    alpha, sigma = (
+        level(timesteps)[:, 0] for level in (task.model.schedule.alpha, task.model.schedule.sigma)
+    )
+    velocity = alpha * (noisy - alpha * detail) / sigma - sigma * detail
+    assert torch.allclose(losses, velocity.square().mean(dim=(1, 2, 3)), rtol=1e-3)
