@@ -32,9 +32,10 @@ def judging_bytes(
     held = sum(_count(module) for module in (player, *networks.beside))
     if networks.perceptual is not None:
         held -= _count(networks.perceptual)  # judges no more
-    for vae, frames in _autoencoders(whole, inherited, clips):
+    for part, vae, frames in _autoencoders(whole, inherited, clips):
         passes += _coding(vae, frames, stored_size(whole, table.video))
-        held += _count(vae)
+        if part == "vae":  # an own_vae is among what is beside the player
+            held += _count(vae)
     forward = (
         forward_bytes(module, given, in_bfloat16=precision == "bf16") for module, given in passes
     )
@@ -57,14 +58,14 @@ class _Decoding(_Encoding):
 
 def _autoencoders(
     stage: Stage, inherited: Configs, clips: int
-) -> Iterator[tuple[AutoencoderKL, int]]:
-    """Those that judging or showing run beside the player, and on how many frames at once."""
+) -> Iterator[tuple[str, AutoencoderKL, int]]:
+    """Those that judging or showing run beside the player, by part, and on how many frames."""
     for part in ("vae", "own_vae"):
         if part in inherited:
             with torch.device("meta"):
                 vae = AutoencoderKL.from_config(dict(inherited[part]))
             is_image_decoder = isinstance(stage.objective, TemporalDecoding)
-            yield vae, clips * stage.frames if is_image_decoder else 1
+            yield part, vae, clips * stage.frames if is_image_decoder else 1
 
 
 def _coding(

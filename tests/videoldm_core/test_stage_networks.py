@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
 
 from videoldm_core.cascade import preset
 from videoldm_core.errors import UserError
@@ -22,6 +23,7 @@ from videoldm_core.training.live_memory import activation_bytes
 
 TINY = preset("tiny")
 NULL_TEXT = torch.zeros(16, 64)
+A_PASS = 700_000  # bytes: more than a forward pass on a dot, less than the smallest network
 FULL_UNET = {
     "cross_attention_dim": 1024,
     "use_linear_projection": True,
@@ -156,6 +158,19 @@ def test_a_micro_batch_and_checkpointing_make_a_step_smaller():
     assert taken[0] > 3 * taken[1] > 3 * taken[2]
 
 
+def test_a_step_in_bfloat16_makes_no_copy_of_what_is_frozen():
+    table = tiny_with("temporal", micro_batch=1)
+    stage, parts, networks = next(row for row in table_on_meta(table) if row[0].name == "temporal")
+    net = networks.players["denoiser"]
+    for layer in net.unet.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.to(torch.bfloat16)
+    given = inputs_on_meta(net, stage, table.video, parts, clips=1)
+    expected = activation_bytes(net, given, lambda out: out.square().mean(), in_bfloat16=True)
+    row = row_of(expected_memory(table, processes=1, precision="bf16"), "temporal")
+    assert row.activations == pytest.approx(expected, abs=0.05 * row.frozen * 2)
+
+
 def judging(name: str, table=TINY, precision: Literal["fp32", "bf16"] = "fp32") -> int:
     stage, parts = next((row, parts) for row, parts, _ in table_on_meta(table) if row.name == name)
     return judging_bytes(stage, parts, table, processes=1, precision=precision)
@@ -175,12 +190,51 @@ def test_a_micro_batch_makes_judging_smaller_too():
     assert judging("predictor", small) < 0.6 * judging("predictor")
 
 
-def test_a_decoder_is_judged_beside_the_image_decoder():
-    stage, parts, networks = next(row for row in table_on_meta(TINY) if row[0].name == "decoder")
-    (encoder,) = networks.beside
-    held = 2 * count_parameters(encoder) + 2 * count_parameters(networks.players["decoder"])
-    latents = TINY.model_copy(update={"video": TINY.video.model_copy(update={"height": 8})})
-    assert judging_bytes(stage, parts, latents, processes=1, precision="fp32") > held * 3
+def judging_a_dot(stage, **configs):
+    """Bytes that judging one clip of 8 x 8 pixels takes, nearly all of them weights; the stage's
+    networks; the configs of what it inherits, `configs` among them.
+    """
+    dot = TINY.video.model_copy(update={"height": 8, "width": 8})
+    row = stage.model_copy(update={"micro_batch": 1})
+    parts = next(parts for found, parts, _ in table_on_meta(TINY) if found.name == stage.name)
+    parts = {**parts, **configs}
+    table = TINY.model_copy(update={"video": dot})
+    taken = judging_bytes(row, parts, table, processes=1, precision="fp32")
+    return taken, networks_on_meta(row, parts), parts
+
+
+def bytes_of(*modules) -> int:
+    return 4 * sum(count_parameters(module) for module in modules)
+
+
+def autoencoder_of(config):
+    with torch.device("meta"):
+        return AutoencoderKL.from_config(dict(config))
+
+
+@pytest.mark.parametrize("name", ["image", "temporal", "interpolator", "decoder"])
+def test_judging_holds_the_networks_and_the_whole_autoencoder_that_was_inherited(name):
+    taken, networks, parts = judging_a_dot(TINY.stage(name))
+    player = next(iter(networks.players.values()))
+    held = bytes_of(player, *networks.beside, autoencoder_of(parts["vae"]))
+    assert held < taken < held + A_PASS
+
+
+def test_judging_holds_an_upscalers_own_autoencoder_once():
+    config = networks_of(TINY)["autoencoder"].makes["vae"]
+    taken, networks, _ = judging_a_dot(TINY.stage("upscaler"), own_vae=config)
+    held = bytes_of(networks.players["denoiser"], autoencoder_of(config))
+    assert held < taken < held + A_PASS
+
+
+def test_judging_an_autoencoder_holds_neither_its_critic_nor_what_its_error_looked_through():
+    perceptual = PerceptualConfig(backbone=Path("vgg"), heads=Path("lpips"))
+    row = TINY.stage("autoencoder")
+    changes = {"critic": CriticConfig(width=16), "perceptual": perceptual}
+    objective = row.objective.model_copy(update=changes)
+    taken, networks, _ = judging_a_dot(row.model_copy(update={"objective": objective}))
+    held = bytes_of(networks.players["autoencoder"])
+    assert held < taken < held + A_PASS
 
 
 def test_a_latent_stage_sees_latents_and_a_patch_stage_its_patch():
