@@ -4,15 +4,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from videoldm_core.conditioning import KeyFrames
+from videoldm_core.conditioning import Given, KeyFrames, LowResolution
 from videoldm_core.data.loader import Batch
 from videoldm_core.metrics import measuring, video_proofs
-from videoldm_core.metrics.measuring import LARGEST_GAIN, Evidence, guessing_level
+from videoldm_core.metrics.measuring import (
+    LARGEST_GAIN,
+    Evidence,
+    best_guess,
+    clean_key_frames,
+    clean_low_resolution,
+    guessing_level,
+)
 from videoldm_core.metrics.video_proofs import UsesKeyFrames
 from videoldm_core.models.image import latent_scale, load_unet
 from videoldm_core.models.temporal_layers import TemporalConfig
 from videoldm_core.models.video_unet import temporal_layers_for
+from videoldm_core.objectives.denoiser import load_denoiser
 from videoldm_core.objectives.denoising import ScheduleConfig
 
 
@@ -31,6 +40,59 @@ def test_noise_is_judged_where_its_error_is_not_blown_up():
     ]
     assert gains[0] <= LARGEST_GAIN < gains[1]
     assert gains[2] > 14, "the last level of Stable Diffusion 1.x"
+
+
+@pytest.mark.parametrize("strides", [0, 2])
+def test_a_best_guess_is_asked_of_the_clips_text_and_of_the_stride_where_that_is_told(
+    strides, image_model: dict[str, Path], random_batch, tmp_path: Path, monkeypatch
+):
+    unet = load_unet(image_model["unet"])
+    temporal_layers_for(unet, TemporalConfig(labels=strides), seed=0).save(tmp_path)
+    model, batch = (
+        load_denoiser(image_model | {"temporal": tmp_path}),
+        random_batch((2, 3, 4, 8, 8)),
+    )
+    asked = []
+
+    def predict(net, noisy, timesteps, text, given, label=None):
+        asked.append((net, text, label))
+        return torch.zeros_like(noisy)
+
+    monkeypatch.setattr(measuring, "predict", predict)
+    timesteps = torch.tensor([700, 800])
+    guess = best_guess(model, batch.clip, timesteps, batch, Given())
+    assert torch.equal(guess, model.schedule.alpha(timesteps) * batch.clip)
+    ((net, text, label),) = asked
+    assert net is model.net
+    assert torch.equal(text, batch.text)
+    assert label.tolist() == [0, 1] if strides else label is None
+
+
+def test_an_upscaler_is_judged_with_a_low_resolution_of_no_noise_and_told_so(
+    image_model: dict[str, Path], random_batch
+):
+    model, clip = load_denoiser(image_model), random_batch((2, 1, 3, 8, 12)).clip
+    given = clean_low_resolution(LowResolution(factor=2, detail_scale=8.0), model, clip)
+    frames = F.avg_pool2d(clip[:, 0], 2)
+    bilinear = F.interpolate(frames, size=(8, 12), mode="bilinear")[:, None]
+    assert given.noise_level is not None
+    assert given.noise_level.tolist() == [0, 0]
+    assert given.low_resolution is not None
+    assert torch.allclose(given.low_resolution, bilinear, rtol=1e-3, atol=1e-6)
+    assert given.base is not None
+    assert torch.equal(given.base, bilinear)
+
+
+def test_an_interpolator_is_judged_with_key_frames_of_no_noise_and_told_so(
+    image_model: dict[str, Path], random_batch
+):
+    model, clip = load_denoiser(image_model), random_batch((2, 5, 4, 8, 8)).clip
+    given = clean_key_frames(KeyFrames(every=4, max_noise_timestep=250), model, clip)
+    assert given.context_noise is not None
+    assert given.context_noise.tolist() == [0, 0]
+    assert given.context is not None
+    assert torch.allclose(given.context[:, [0, 4], :4], clip[:, [0, 4]], rtol=1e-3, atol=1e-6)
+    assert not given.context[:, 1:4].any()
 
 
 def like_frames(batch: Batch, scale: float) -> Batch:

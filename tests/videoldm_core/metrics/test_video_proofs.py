@@ -186,8 +186,9 @@ def test_the_image_decoder_is_the_inherited_one(image_model, random_batch, tmp_p
     assert series["video decoder, flicker"].item() != pytest.approx(expected, rel=1e-3)
 
 
-@torch.no_grad()
-def test_a_new_video_upscaler_is_the_image_upscaler(random_batch, tmp_path):
+@pytest.fixture
+def image_upscaler(tmp_path) -> dict[str, Path]:
+    """The parts of an image upscaler."""
     unet = UNetConfig(
         in_channels=6,
         out_channels=3,
@@ -200,11 +201,29 @@ def test_a_new_video_upscaler_is_the_image_upscaler(random_batch, tmp_path):
     )
     unet.build(0).save_pretrained(tmp_path / "unet")
     ScheduleConfig(predicts="v_prediction").build().save(tmp_path / "scheduler")
-    image = {name: tmp_path / name for name in ("unet", "scheduler")}
-    parts = with_temporal(image, tmp_path / "temporal")
+    return {name: tmp_path / name for name in ("unet", "scheduler")}
+
+
+@torch.no_grad()
+def test_a_new_video_upscaler_is_the_image_upscaler(image_upscaler, random_batch, tmp_path):
+    parts = with_temporal(image_upscaler, tmp_path / "temporal")
     given = LowResolution(factor=4, detail_scale=8.0)
     evidence = evidence_of(parts, random_batch((1, 3, 3, 16, 16)), given)
     found = means(SteadierUpscaling().measure(evidence))
     for metric in ("flicker", "PSNR"):
         same = pytest.approx(found[f"image upscaler, {metric}"], rel=1e-4)
         assert found[f"video upscaler, {metric}"] == same
+
+
+@torch.no_grad()
+def test_a_video_upscaler_is_compared_with_the_image_upscaler_alone(
+    image_upscaler, random_batch, tmp_path
+):
+    batch, given, found = random_batch((1, 3, 3, 16, 16)), LowResolution(factor=4), {}
+    for learned in (False, True):
+        parts = with_temporal(image_upscaler, tmp_path / f"{learned}", learned=learned)
+        found[learned] = SteadierUpscaling().measure(evidence_of(parts, batch, given))
+    for metric in ("flicker", "PSNR"):
+        image, video = f"image upscaler, {metric}", f"video upscaler, {metric}"
+        assert torch.equal(found[False][image], found[True][image])
+        assert not torch.allclose(found[True][video], found[True][image], rtol=1e-3)
