@@ -5,16 +5,19 @@ to resume, or to change the number of processes, is to ask for the same step aga
 """
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from videoldm_core.annotations import BoxedFrame
+from videoldm_core.data.shuffle import mixed, shuffled
 from videoldm_core.errors import UserError
 
 # Of a rate, that may be missing: 29.97 is taken for 30, 23.976 for 24, and 24 is not for 25.
 RATE_TOLERANCE = 0.02
+AT_ONCE = 1024  # positions drawn together: 0.4 us each, where one alone takes 100
 
 
 class HasFrames(Protocol):
@@ -212,16 +215,17 @@ class Plan:
 
     Position p = step * global_batch + i of the endless sequence draws stride p mod S, so the S
     strides come equally often however many windows each has; within a stride, every epoch is a full
-    shuffle of all its windows, seeded by (seed, stride, epoch). Epochs follow one another without
-    dropping the last, incomplete batch.
+    shuffle of all its windows, keyed by (seed, stride, epoch). Epochs follow one another without
+    dropping the last, incomplete batch. Memory and time do not grow with the windows.
     """
 
     def __init__(self, windows: Windows, global_batch: int, seed: int):
         assert global_batch > 0, f"a global batch has samples, got {global_batch}"
-        self.windows, self.global_batch, self.seed = windows, global_batch, seed
-        # Two epochs per stride: a batch may begin in one and end in the next. 80 MB each at 10^7
-        # windows.
-        self._shuffled = functools.lru_cache(maxsize=2 * len(windows.strides))(self._shuffle)
+        self.windows, self.global_batch = windows, global_batch
+        digest = hashlib.blake2b(f"{seed}".encode(), digest_size=8).digest()
+        self._key = int.from_bytes(digest, "big")
+        # A batch may begin in one block and end in the next.
+        self._block = functools.lru_cache(maxsize=2)(self._drawn)
 
     def indices(self, step: int) -> list[int]:
         """Window numbers of the global batch of `step`."""
@@ -244,10 +248,18 @@ class Plan:
         return [self._at(position) for position in range(first, first + share)]
 
     def _at(self, position: int) -> int:
-        drawn, stride_index = divmod(position, len(self.windows.strides))
-        epoch, place = divmod(drawn, self.windows.counts[stride_index])
-        return self.windows.number(stride_index, int(self._shuffled(stride_index, epoch)[place]))
+        block, place = divmod(position, AT_ONCE)
+        return self._block(block)[place]
 
-    def _shuffle(self, stride_index: int, epoch: int) -> np.ndarray:
-        generator = np.random.default_rng((self.seed, stride_index, epoch))
-        return generator.permutation(self.windows.counts[stride_index])
+    def _drawn(self, block: int) -> list[int]:
+        """Window numbers at the positions of one block."""
+        positions = np.arange(block * AT_ONCE, (block + 1) * AT_ONCE, dtype=np.uint64)
+        drawn, stride_indices = np.divmod(positions, len(self.windows.strides))
+        counts = np.array(self.windows.counts, np.uint64)[stride_indices]
+        epochs, places = np.divmod(drawn, counts)
+        keys = mixed(mixed(stride_indices ^ self._key) ^ epochs)
+        chosen = shuffled(places, counts, keys)
+        return [
+            self.windows.number(stride_index, place)
+            for stride_index, place in zip(stride_indices.tolist(), chosen.tolist(), strict=True)
+        ]

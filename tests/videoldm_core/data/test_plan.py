@@ -1,6 +1,7 @@
 """The plan draws every window once per epoch, whoever reads it and from wherever it resumes."""
 
 import time
+import tracemalloc
 from collections import Counter
 from dataclasses import dataclass
 
@@ -130,14 +131,35 @@ def test_a_held_out_subset_is_spread_out_and_repeatable(frame_counts, count, str
         assert not gaps or max(gaps) - min(gaps) <= 1
 
 
-def test_ten_million_windows_take_seconds_and_little_memory():
-    windows = _windows([1002] * 10_000)
-    assert len(windows) == 10_000_000
-    plan = Plan(windows, 64, seed=0)
+def test_a_seed_draws_the_same_on_every_machine_and_in_every_version():
+    plan = Plan(_windows([12, 7, 3], 3, (2, 1)), 4, seed=5)
+    assert [plan.indices(step) for step in (0, 1, 7, 10**6)] == [
+        [1, 23, 10, 18],
+        [4, 22, 3, 11],
+        [2, 26, 4, 24],
+        [10, 21, 6, 15],
+    ]
+
+
+def test_strides_with_as_many_windows_are_shuffled_differently():
+    plan = Plan(_windows([40, 40], 1, (1, 2)), 160, seed=0)
+    drawn = [plan.windows[n] for n in plan.indices(0)]
+    first, second = ([w[:2] for w in drawn if w.stride == stride] for stride in (1, 2))
+    assert sorted(first) == sorted(second)
+    assert first != second
+
+
+def test_a_hundred_million_windows_take_no_more_time_and_memory_than_a_few():
+    windows = _windows([1_000_002] * 100)
+    assert len(windows) == 100_000_000
+    tracemalloc.start()
     began = time.perf_counter()
-    first = plan.indices(0)
-    assert time.perf_counter() - began < 5
+    first = Plan(windows, 64, seed=0).indices(10**9)
+    assert time.perf_counter() - began < 0.5
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
     assert len(set(first)) == 64
+    plan = Plan(windows, 64, seed=0)
     began = time.perf_counter()
     for step in range(1, 101):
         for number in plan.indices(step):
