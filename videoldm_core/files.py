@@ -67,10 +67,25 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def publish_folder(part: Path, final: Path) -> None:
-    """Makes the complete folder `part` appear as `final` in one rename; an older one goes first."""
+    """Makes the complete folder `part` appear as `final` in one rename; an older one goes first.
+
+    Its files are on the disk before: a loss of power leaves no half of one under the final name.
+    """
+    for path in (*part.rglob("*"), part):
+        _sync(path)
     if final.exists():
         shutil.rmtree(final)
     part.replace(final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sha256_of_file(path: Path) -> str:

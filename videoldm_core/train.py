@@ -17,7 +17,7 @@ from videoldm_core.data.loader import Batches
 from videoldm_core.data.plan import Plan
 from videoldm_core.errors import UserError
 from videoldm_core.evaluate import judge
-from videoldm_core.files import disk_error
+from videoldm_core.files import disk_error, publish_folder
 from videoldm_core.job import Job, load_job
 from videoldm_core.metrics.worth import WorthRow
 from videoldm_core.objectives.task import Parts
@@ -185,7 +185,7 @@ class StageRun:
             shutil.rmtree(part, ignore_errors=True)
             shutil.rmtree(weights, ignore_errors=True)
             names = task.save(part)
-            part.replace(weights)
+            publish_folder(part, weights)
         except OSError as error:
             raise disk_error(weights, error) from error
         return names

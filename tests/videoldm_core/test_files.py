@@ -66,6 +66,16 @@ def test_a_published_folder_replaces_the_older_one(tmp_path: Path):
     assert not part.exists()
 
 
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch):
+    final, part = tmp_path / "final", tmp_path / "part"
+    write_text_atomically(part / "inner" / "weights", "content")
+    inside = {path.stat().st_ino for path in (part, *part.rglob("*"))}
+    synced: dict[bool, set[int]] = {False: set(), True: set()}  # inodes by whether it has its name
+    monkeypatch.setattr(os, "fsync", lambda file: synced[final.exists()].add(os.fstat(file).st_ino))
+    publish_folder(part, final)
+    assert synced == {False: inside, True: {tmp_path.stat().st_ino}}
+
+
 def test_a_files_digest_is_sha256(tmp_path: Path):
     (tmp_path / "a").write_bytes(b"content")
     assert sha256_of_file(tmp_path / "a") == hashlib.sha256(b"content").hexdigest()

@@ -6,8 +6,8 @@ stage can go on from it. There is no random state to keep: every draw belongs to
 (randomness.py).
 """
 
-import json
 import shutil
+import sys
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -16,6 +16,7 @@ from torch import Tensor, distributed
 from videoldm_core.errors import UserError
 from videoldm_core.files import disk_error, publish_folder
 from videoldm_core.models.weights import check_keys, read_tensors
+from videoldm_core.records import Record
 from videoldm_core.training.engine import (
     full_moments,
     full_tensors,
@@ -25,6 +26,14 @@ from videoldm_core.training.partitions import is_first_process
 from videoldm_core.training.players import Player
 
 KEPT = 2
+COMPLETE = "complete.json"
+
+
+class Complete(Record):
+    """What a checkpoint tells of itself, in its last file."""
+
+    step: int
+    sizes: dict[str, int] = {}  # bytes by file; none: written before sizes were told
 
 
 def save_checkpoint(folder: Path, players: list[Player], step: int) -> None:
@@ -43,11 +52,14 @@ def save_checkpoint(folder: Path, players: list[Player], step: int) -> None:
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path, int] | None:
-    """The newest complete checkpoint and its step, or None."""
-    found = sorted(folder.glob("step_*/complete.json"))
-    if not found:
-        return None
-    return found[-1].parent, json.loads(found[-1].read_text())["step"]
+    """The newest whole checkpoint and its step, or None; those passed over are named on stderr."""
+    for path in sorted(folder.glob(f"step_*/{COMPLETE}"), reverse=True):
+        found = _complete(path.parent)
+        if isinstance(found, Complete):
+            return path.parent, found.step
+        if is_first_process():
+            sys.stderr.write(f"Checkpoint {str(path.parent)!r} is passed over: {found}.\n")
+    return None
 
 
 def load_weights(path: Path, players: list[Player]) -> None:
@@ -76,6 +88,21 @@ def _state_of(player: Player, step: int) -> dict[str, Tensor]:
     return state | {f"ema/{k}": t for k, t in player.ema.full().items()}
 
 
+def _complete(path: Path) -> Complete | str:
+    """What a checkpoint tells of itself, or why it is not whole; no full stop."""
+    try:
+        told = Complete.model_validate_json((path / COMPLETE).read_text())
+        for name, size in told.sizes.items():
+            found = (path / name).stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes, expected {size}"
+    except FileNotFoundError as error:
+        return f"it has no {Path(error.filename).name}"
+    except ValueError:
+        return f"its {COMPLETE} is damaged"
+    return told
+
+
 def _write(folder: Path, states: dict[str, dict[str, Tensor]], step: int) -> None:
     final, part = folder / f"step_{step:08d}", folder / f".step_{step:08d}.part"
     try:
@@ -83,13 +110,21 @@ def _write(folder: Path, states: dict[str, dict[str, Tensor]], step: int) -> Non
         part.mkdir(parents=True)
         for name, state in states.items():
             save_file({k: t.contiguous() for k, t in state.items()}, part / f"{name}.safetensors")
-        (part / "complete.json").write_text(json.dumps({"step": step}))
+        sizes = {path.name: path.stat().st_size for path in part.iterdir()}
+        (part / COMPLETE).write_text(Complete(step=step, sizes=sizes).model_dump_json())
         publish_folder(part, final)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise disk_error(final, error) from error
-    for old in sorted(folder.glob("step_*"))[:-KEPT]:
-        shutil.rmtree(old)
+    _remove_older(folder)
+
+
+def _remove_older(folder: Path) -> None:
+    """Leaves the newest whole checkpoints; what is not whole must not count as one of them."""
+    found = sorted(folder.glob("step_*"))
+    whole = [path for path in found if isinstance(_complete(path), Complete)]
+    for path in set(found) - set(whole[-KEPT:]):
+        shutil.rmtree(path)
 
 
 def _read(path: Path, player: Player) -> dict[str, Tensor]:

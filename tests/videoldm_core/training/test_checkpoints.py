@@ -1,6 +1,7 @@
 """Checkpoints: complete or absent, exact, and refused in a sentence when they do not fit."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,77 @@ def test_a_folder_without_its_last_file_is_no_checkpoint(tmp_path: Path):
     save_checkpoint(tmp_path, [player()], 1)
     (tmp_path / "step_00000002").mkdir()
     assert latest_checkpoint(tmp_path) == (tmp_path / "step_00000001", 1)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        (
+            lambda path: truncate(path / "critic.safetensors"),
+            r"critic\.safetensors has \d+ bytes, e",
+        ),
+        (
+            lambda path: os.truncate(path / "critic.safetensors", 0),
+            "critic.safetensors has 0 bytes",
+        ),
+        (lambda path: (path / "critic.safetensors").unlink(), r"it has no critic\.safetensors"),
+        (lambda path: truncate(path / "complete.json"), r"its complete\.json is damaged"),
+        (lambda path: os.truncate(path / "complete.json", 0), r"its complete\.json is damaged"),
+    ],
+    ids=["half a file", "an empty file", "no file", "half a note", "an empty note"],
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, capsys, harm, why):
+    players = [player("decoder"), player("critic")]
+    save_checkpoint(tmp_path, players, 1)
+    expected = state(players[1])
+    learn(players, 1, 2)
+    save_checkpoint(tmp_path, players, 2)
+    harm(tmp_path / "step_00000002")
+    assert latest_checkpoint(tmp_path) == (tmp_path / "step_00000001", 1)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert re.match(rf"Checkpoint '.*step_00000002' is passed over: {why}", said[0])
+
+    load_weights(tmp_path / "step_00000001", players)
+    assert torch.equal(players[1].module.state_dict()["1.weight"], expected["1.weight"])
+    learn(players, 1, 2)
+    save_checkpoint(tmp_path, players, 2)
+    assert latest_checkpoint(tmp_path) == (tmp_path / "step_00000002", 2)
+    assert capsys.readouterr().err == ""
+
+
+def test_where_all_are_damaged_there_is_none(tmp_path: Path, capsys):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, [player()], step)
+    for path in tmp_path.glob("step_*/denoiser.safetensors"):
+        truncate(path)
+    assert latest_checkpoint(tmp_path) is None
+    assert capsys.readouterr().err.count("is passed over") == 2
+
+
+def test_damaged_checkpoints_do_not_count_among_those_that_are_kept(tmp_path: Path):
+    for step in (10, 20):
+        save_checkpoint(tmp_path, [player()], step)
+    truncate(tmp_path / "step_00000020" / "denoiser.safetensors")
+    save_checkpoint(tmp_path, [player()], 15)
+    assert sorted(os.listdir(tmp_path)) == ["step_00000010", "step_00000015"]
+    truncate(tmp_path / "step_00000015" / "denoiser.safetensors")
+    save_checkpoint(tmp_path, [player()], 25)
+    assert sorted(os.listdir(tmp_path)) == ["step_00000010", "step_00000025"]
+
+
+def test_a_checkpoint_that_tells_no_sizes_is_read_as_before(tmp_path: Path):
+    one = player()
+    save_checkpoint(tmp_path, [one], 3)
+    (tmp_path / "step_00000003" / "complete.json").write_text('{"step": 3}')
+    assert latest_checkpoint(tmp_path) == (tmp_path / "step_00000003", 3)
+    later = player(seed=9)
+    load_weights(tmp_path / "step_00000003", [later])
+    assert torch.equal(later.trainable["1.weight"], one.trainable["1.weight"])
 
 
 def test_a_checkpoint_of_another_shape_is_refused_by_key(tmp_path: Path):
