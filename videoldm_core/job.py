@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from videoldm_core.cascade import Stage, VideoFormat
+from videoldm_core.data.index import contents_digest
 from videoldm_core.errors import UserError
 from videoldm_core.machine import Precision, ZeroStage
 from videoldm_core.records import Record, load_record
@@ -50,10 +51,16 @@ class Job(Record):
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def fingerprint(self) -> str:
-        """Identity of all that decides the weights; processes and micro batches do not."""
+        """Identity of all that decides the weights; processes and micro batches do not.
+
+        The clips that the store has now are part of it.
+
+        Raises:
+            ShardError: the store was never published.
+        """
         decides = self.model_dump(mode="json", include={"video", "parents", "seed", "precision"})
         decides["stage"] = self.stage.identity()
-        decides["store"] = self.store.name
+        decides["store"] = contents_digest(self.store)
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

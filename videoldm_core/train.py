@@ -54,8 +54,9 @@ def main() -> int:
 
 def run(job: Job) -> None:
     """Trains, judges and publishes the job's stage; does nothing when it is published already."""
-    published = read_published(job.out)
-    if published is not None and published.fingerprint == job.fingerprint():
+    # Once: the store may be given other clips while this trains on those that it had.
+    published, fingerprint = read_published(job.out), job.fingerprint()
+    if published is not None and published.fingerprint == fingerprint:
         return
     # Another job takes the folder over: what it held is no longer published once weights change.
     (job.out / FILE).unlink(missing_ok=True)
@@ -63,7 +64,7 @@ def run(job: Job) -> None:
     if launched:
         join_processes()
     try:
-        StageRun(job, rank=_rank(), world=_world()).run()
+        StageRun(job, fingerprint, rank=_rank(), world=_world()).run()
     finally:
         if launched:
             distributed.destroy_process_group()
@@ -72,14 +73,14 @@ def run(job: Job) -> None:
 class StageRun:
     """One process's part in training one stage."""
 
-    def __init__(self, job: Job, *, rank: int, world: int) -> None:
-        self.job, self.rank, self.world = job, rank, world
+    def __init__(self, job: Job, fingerprint: str, *, rank: int, world: int) -> None:
+        self.job, self.fingerprint, self.rank, self.world = job, fingerprint, rank, world
         self.started = time.time()
         self.device = _device()
         self.data = StageData(job, rank=rank, world=world)
         self.null_text = _null_text(job.text_tower)
         self.journal = Journal(job.out / "journal.jsonl") if rank == 0 else None
-        self.checkpoints = job.out / "checkpoints" / job.fingerprint()[:12]
+        self.checkpoints = job.out / "checkpoints" / fingerprint[:12]
         self.task = build_task(job, self.null_text)
 
     def run(self) -> None:
@@ -218,7 +219,7 @@ class StageRun:
                 stage=job.stage,
                 video=job.video,
                 seed=job.seed,
-                fingerprint=job.fingerprint(),
+                fingerprint=self.fingerprint,
                 parts=describe_parts(job.out, own, dict(job.parts)),
                 parents=job.parents,
                 data={job.stage.reads: self.data.store.identity.digest()},

@@ -7,12 +7,26 @@ from typing import Any
 import pytest
 
 from videoldm_core.cascade import preset
-from videoldm_core.errors import UserError
+from videoldm_core.errors import ShardError, UserError
+from videoldm_core.files import write_text_atomically
 from videoldm_core.job import Job, load_job
 from videoldm_core.models.perceptual import PerceptualConfig
 from videoldm_core.objectives.decoding import TemporalDecoding
 
 TINY = preset("tiny")
+
+
+@pytest.fixture(autouse=True)
+def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stores that the jobs here name, below the working folder."""
+    monkeypatch.chdir(tmp_path)
+    for store, contents in [
+        ("run/latents/0123456789ab", "some clips"),
+        ("elsewhere/latents/0123456789ab", "some clips"),
+        ("run/latents/ba9876543210", "other clips"),
+        ("run/pixels/x", "some clips"),
+    ]:
+        write_text_atomically(Path(store) / "index.json", contents)
 
 
 def job(**changes: Any) -> Job:
@@ -66,6 +80,21 @@ def test_what_decides_the_weights_changes_the_fingerprint(changes: dict[str, Any
 )
 def test_where_and_on_how_many_processes_it_runs_does_not(changes: dict[str, Any]):
     assert job(**changes).fingerprint() == job().fingerprint()
+
+
+def test_a_store_that_is_given_other_clips_changes_the_fingerprint():
+    index = job().store / "index.json"
+    before, contents = job().fingerprint(), index.read_text()
+    index.write_text(contents + " and more")
+    assert job().fingerprint() != before
+    index.write_text(contents)
+    assert job().fingerprint() == before
+
+
+def test_a_job_whose_store_was_never_published_has_no_fingerprint():
+    (job().store / "index.json").unlink()
+    with pytest.raises(ShardError, match=r"'run/latents/0123456789ab' has no index\.json: .*run"):
+        job().fingerprint()
 
 
 def test_a_file_that_an_objective_reads_counts_by_its_content(tmp_path: Path):

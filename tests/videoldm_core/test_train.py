@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 import videoldm_core.train
 from videoldm_core.data.loader import Batch
+from videoldm_core.data.shards import Index
+from videoldm_core.evaluate import judge
 from videoldm_core.files import sha256_of_folder
 from videoldm_core.job import Job
 from videoldm_core.metrics.image_proofs import BeatsLinearDenoiser
@@ -26,7 +28,7 @@ from videoldm_core.train import main
 from videoldm_core.training.players import Player
 from videoldm_core.training.published import part_paths, read_published
 
-from .conftest import CHECKPOINT_EVERY, STAGE, STEPS
+from .conftest import CHECKPOINT_EVERY, STAGE, STEPS, write_store
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # the same sums in every process
 
@@ -116,6 +118,31 @@ def test_a_published_stage_tells_what_made_it(job_of, monkeypatch, one_thread, i
     assert again is not None
     assert again.fingerprint != published.fingerprint
     assert again.parts["temporal"].sha256 != published.parts["temporal"].sha256
+
+
+def test_a_store_that_is_given_other_clips_is_trained_on_again(job_of, monkeypatch, tmp_path):
+    """What was trained while they came is published under those it was trained on."""
+    store = write_store(tmp_path / "store")
+    index = Index.model_validate_json((store / "index.json").read_text())
+    fewer = index.model_copy(update={"retired": {"shard-000000": (f"{0:016x}",)}})
+
+    def judging(*given):
+        (store / "index.json").write_text(fewer.model_dump_json())
+        return judge(*given)
+
+    monkeypatch.setattr(videoldm_core.train, "judge", judging)
+    short = STAGE.model_copy(update={"steps": 2, "cooldown": 0})
+    job, file = job_of("given more", stage=short, latents=store)
+    before = job.fingerprint()
+    assert in_this_process(file, monkeypatch) == 0
+    first = read_published(job.out)
+    assert in_this_process(file, monkeypatch) == 0
+    again = read_published(job.out)
+    assert first is not None
+    assert again is not None
+    assert first.fingerprint == before
+    assert again.fingerprint == job.fingerprint() != before
+    assert again.parts["temporal"].sha256 != first.parts["temporal"].sha256
 
 
 class Brought:

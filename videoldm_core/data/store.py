@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from videoldm_core.annotations import BoxedFrame
+from videoldm_core.data.index import read_index
 from videoldm_core.data.pixels import FrameCache, decode_clip_frames
 from videoldm_core.data.shards import (
     INDEX_NAME,
@@ -75,15 +76,7 @@ def open_store(
             or has another size than its manifest says.
     """
     storage = open_storage(location, cache=cache)
-    try:
-        index = parse_published(
-            Index, storage.read_bytes(INDEX_NAME), where=f"{storage}/{INDEX_NAME}"
-        )
-    except (FileNotFoundError, NotADirectoryError):
-        raise ShardError(
-            f"{str(storage)!r} has no {INDEX_NAME}: it is no store, or its encode step has not "
-            "finished; run the encode step (again)."
-        ) from None
+    index = parse_published(Index, read_index(storage), where=f"{storage}/{INDEX_NAME}")
     sizes = storage.list()
     with ThreadPoolExecutor(16) as pool:
         manifests = list(

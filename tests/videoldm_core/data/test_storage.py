@@ -10,6 +10,7 @@ import pytest
 from botocore.exceptions import IncompleteReadError, ReadTimeoutError
 from moto.server import ThreadedMotoServer
 
+from videoldm_core.data.index import contents_digest
 from videoldm_core.data.storage import LocalStorage, S3Storage, Storage, open_storage
 from videoldm_core.data.store import open_store
 from videoldm_core.errors import ShardError, UserError
@@ -219,3 +220,10 @@ def test_a_large_file_goes_up_in_parts(s3, tmp_path, monkeypatch):
     assert head["ETag"].strip('"').endswith("-3")
     assert s3.read_bytes("big", len(content) - 10) == content[-10:]
     assert s3.sha256("big") == hashlib.sha256(content).hexdigest()
+
+
+def test_what_a_store_holds_is_told_by_its_index_wherever_it_lives(storage: Storage):
+    with pytest.raises(ShardError, match=r"has no index\.json: it is no store"):
+        contents_digest(str(storage))
+    storage.write("index.json", b"some clips")
+    assert contents_digest(str(storage)) == hashlib.sha256(b"some clips").hexdigest()
