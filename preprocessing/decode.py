@@ -17,7 +17,15 @@ from preprocessing.fit import RESIZER, Fitter, orientation_of, pixel_shape, show
 from preprocessing.reader import Reader, Shown, open_video
 from videoldm_core.records import Record
 
-__all__ = ["RESIZER", "DecodeError", "Probe", "decode_frames", "frame_times", "probe_video"]
+__all__ = [
+    "RESIZER",
+    "DecodeError",
+    "Probe",
+    "decode_frames",
+    "frame_times",
+    "probe_video",
+    "shown_frames",
+]
 
 SEEK_FROM_S = 2.0  # decoding this much from the start is cheaper than seeking
 SEEKABLE = ("mov,mp4", "matroska")  # containers with an index and true presentation times
@@ -129,7 +137,17 @@ def _warnings(
 
 
 def decode_frames(path: Path, times_s: Sequence[float], *, height: int, width: int) -> np.ndarray:
-    """The frames shown at `times_s`, as uint8 (t h w 3).
+    """The frames shown at `times_s`, as uint8 (t h w 3); see `shown_frames`."""
+    frames = np.empty((len(times_s), height, width, 3), np.uint8)
+    for number, frame in enumerate(shown_frames(path, times_s, height=height, width=width)):
+        frames[number] = frame
+    return frames
+
+
+def shown_frames(
+    path: Path, times_s: Sequence[float], *, height: int, width: int
+) -> Iterator[np.ndarray]:
+    """The frames shown at `times_s`, one after the other, each uint8 (h w 3).
 
     Args:
         times_s: ascending, after the first shown frame; each takes the last frame shown by then.
@@ -141,36 +159,34 @@ def decode_frames(path: Path, times_s: Sequence[float], *, height: int, width: i
     assert len(times_s) > 0, "at least one time is asked for"
     assert all(a <= b for a, b in zip(times_s, times_s[1:], strict=False)), "times must ascend"
     assert times_s[0] >= 0, "times count from the first shown frame"
-    frames = _decode(path, times_s, (height, width), may_seek=True)
-    if frames is None:  # the seek landed too late, as in files with odd indexes
-        frames = _decode(path, times_s, (height, width), may_seek=False)
-    assert frames is not None, "without a seek there is nothing to miss"
-    return frames
+    for may_seek in (True, False):  # a seek lands too late in files with odd indexes
+        with open_video(path) as reader:
+            begun = _begin(path, reader, times_s, may_seek=may_seek)
+            if begun is not None:
+                wanted, head, shown = begun
+                fitter = Fitter(height, width, pixel_shape(reader.stream.sample_aspect_ratio))
+                yield from _chosen(wanted, head, shown, fitter=fitter, reader=reader)
+                return
 
 
-def _decode(
-    path: Path, times_s: Sequence[float], size: tuple[int, int], *, may_seek: bool
-) -> np.ndarray | None:
-    """`decode_frames`; None when a seek was made and its first sound frame comes too late."""
-    with open_video(path) as reader:
-        shown: Iterator[Shown] = iter(reader)
-        head = next(shown, None)
-        if head is None:
-            raise reason_for_no_frames(path, reader.header_frames, reader.damage)
-        tolerance_s = min(float(reader.tick) / 2, STAMP_TOLERANCE_S) + 1e-6
-        wanted = [head[0] + (time_s + tolerance_s) / float(reader.tick) for time_s in times_s]
-        if (
-            may_seek
-            and times_s[0] >= SEEK_FROM_S
-            and reader.container.format.name.startswith(SEEKABLE)
-        ):
-            head, shown = _seek(reader, wanted[0])
-            if head is None or head[0] > wanted[0]:
-                return None
-        fitter = Fitter(*size, pixel_shape(reader.stream.sample_aspect_ratio))
-        frames = np.empty((len(wanted), *size, 3), np.uint8)
-        _fill(frames, wanted, head, shown, fitter=fitter, reader=reader)
-        return frames
+def _begin(
+    path: Path, reader: Reader, times_s: Sequence[float], *, may_seek: bool
+) -> tuple[list[float], Shown, Iterator[Shown]] | None:
+    """Stamps that are wanted, a frame before the first of them, and those after it.
+
+    None when a seek was made and its first sound frame comes too late.
+    """
+    shown: Iterator[Shown] = iter(reader)
+    head = next(shown, None)
+    if head is None:
+        raise reason_for_no_frames(path, reader.header_frames, reader.damage)
+    tolerance_s = min(float(reader.tick) / 2, STAMP_TOLERANCE_S) + 1e-6
+    wanted = [head[0] + (time_s + tolerance_s) / float(reader.tick) for time_s in times_s]
+    if may_seek and times_s[0] >= SEEK_FROM_S and reader.container.format.name.startswith(SEEKABLE):
+        head, shown = _seek(reader, wanted[0])
+        if head is None or head[0] > wanted[0]:
+            return None
+    return wanted, head, shown
 
 
 def _seek(reader: Reader, stamp: float) -> tuple[Shown | None, Iterator[Shown]]:
@@ -184,31 +200,32 @@ def _seek(reader: Reader, stamp: float) -> tuple[Shown | None, Iterator[Shown]]:
     return next(((at, frame) for at, frame in shown if frame.key_frame), None), shown
 
 
-def _fill(
-    frames: np.ndarray,
+def _chosen(
     wanted: list[float],
     head: Shown,
     shown: Iterator[Shown],
     *,
     fitter: Fitter,
     reader: Reader,
-) -> None:
-    """Converts, for every wanted stamp, the last frame shown by then, and no other frame."""
-    filled = 0
+) -> Iterator[np.ndarray]:
+    """For every wanted stamp the last frame shown by then; converts no other frame."""
+    given = 0
     stamp, frame = head
     gap = 0
-    while filled < len(wanted):
+    while given < len(wanted):
         following = next(shown, None)
         until = following[0] if following else stamp + 1.5 * max(gap, reader.lasts(frame))
-        count = sum(1 for at in wanted[filled:] if at < until)
+        count = sum(1 for at in wanted[given:] if at < until)
         if count:
-            frames[filled : filled + count] = fitter(frame)
-            filled += count
+            picture = fitter(frame)
+            for _ in range(count):
+                yield picture
+            given += count
         if following is None:
             break
         gap = following[0] - stamp
         stamp, frame = following
-    if filled < len(wanted):
+    if given < len(wanted):
         raise DecodeError(
             "truncated",
             f"the frames end {(wanted[-1] - stamp) * float(reader.tick):.2f} s before the last "

@@ -10,7 +10,7 @@ made (preprocessing/decode.py).
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -29,11 +29,11 @@ CODEC_NAME = (
 )
 
 
-def encode_clip(frames: np.ndarray, *, fps: float) -> bytes:
+def encode_clip(frames: Iterable[np.ndarray], *, fps: float) -> bytes:
     """Codes frames so that each can be decoded alone.
 
     Args:
-        frames: uint8 (t h w 3), RGB.
+        frames: uint8 (h w 3) each, RGB, all of one size; looked at one by one.
         fps: for players; readers count frames.
 
     Returns:
@@ -41,19 +41,25 @@ def encode_clip(frames: np.ndarray, *, fps: float) -> bytes:
     """
     import av
 
-    assert (frames.dtype, frames.ndim) == (np.uint8, 4), f"expected (t h w 3), got {frames.shape}"
-    widening = -frames.shape[2] % WIDTH_MULTIPLE_PX
-    frames = np.pad(frames, [(0, 0), (0, 0), (0, widening), (0, 0)], mode="edge")
     stream_of_bytes = io.BytesIO()
     with av.open(stream_of_bytes, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         rate = Fraction(fps).limit_denominator(1000)
         stream = container.add_stream(CODEC, rate=rate, options=CODEC_OPTIONS)
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "rgb24"
         stream.codec_context.gop_size, stream.codec_context.max_b_frames = 1, 0
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        stream.pix_fmt = "rgb24"
+        for number, frame in enumerate(frames):
+            wide = _widened(frame)
+            if number == 0:
+                stream.height, stream.width = wide.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(wide, format="rgb24")))
         container.mux(stream.encode(None))
     return stream_of_bytes.getvalue()
+
+
+def _widened(frame: np.ndarray) -> np.ndarray:
+    assert (frame.dtype, frame.ndim) == (np.uint8, 3), f"expected (h w 3), got {frame.shape}"
+    widening = -frame.shape[1] % WIDTH_MULTIPLE_PX
+    return np.pad(frame, [(0, 0), (0, widening), (0, 0)], mode="edge") if widening else frame
 
 
 def decode_clip_frames(video: bytes, frames: Sequence[int], *, width_px: int) -> np.ndarray:
