@@ -34,7 +34,15 @@ Overrides = Annotated[
 ]
 INTERRUPTED = 130  # exit code, as shells have it
 NO_ROOM = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
-NOT_ALLOWED = (errno.EACCES, errno.EPERM)  # to read or to write: the error does not say
+# A path that cannot be read or written, or be at all: the error does not say which.
+NOT_ALLOWED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+)
 
 
 def _answering(command: Callable[..., None]) -> Callable[..., None]:

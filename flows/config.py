@@ -7,11 +7,13 @@ anything runs.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt
 
+from flows.paths import user_path
 from flows.table import merged, table_of
 from videoldm_core.annotations import GivenBox
 from videoldm_core.errors import UserError
@@ -24,13 +26,15 @@ if TYPE_CHECKING:
     from videoldm_core.sampling.config import SamplingConfig
 
 RUNFILES = Path(__file__).parent / "runfiles"
+LONGEST_FILM_S = 3600.0
+UserPath = Annotated[Path, BeforeValidator(user_path)]
 
 
 class WorldConfig(Record):
     """The driving world that is filmed when the user brings no videos."""
 
     videos: int = Field(default=36, ge=1)  # how many files
-    seconds: float = Field(default=8.0, gt=0)  # length of each
+    seconds: float = Field(default=8.0, gt=0, le=LONGEST_FILM_S)  # length of each
 
 
 class SampleConfig(Record):
@@ -43,10 +47,11 @@ class SampleConfig(Record):
     boxes: tuple[GivenBox, ...] | None = None  # [{"class": "car", "box": [x0, y0, x1, y1]}, ...]
     # Height, width before upscaling, px; None: as trained.
     size: tuple[PositiveInt, PositiveInt] | None = None
-    first_frame: Path | None = None  # png or jpg that the video goes on from
+    first_frame: UserPath | None = None  # png or jpg that the video goes on from
     futures: int = Field(default=1, ge=1)  # videos that share the first frame
-    backbone: Path | None = None  # fine-tune of the image model: diffusers folder or single file
-    loras: tuple[Path, ...] = ()  # LoRA files added to the backbone
+    # Fine-tune of the image model: diffusers folder or single file.
+    backbone: UserPath | None = None
+    loras: tuple[UserPath, ...] = ()  # LoRA files added to the backbone
     seed: int = 0
     sampling: dict[str, Any] = {}  # changed fields of the core's SamplingConfig
 
@@ -57,8 +62,8 @@ class RunConfig(Record):
     preset: str
     # Of the experiment and the registered models.
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
-    out: Path  # every file of the run is below
-    videos: Path | None = None  # folder of the user's videos; None films the driving world
+    out: UserPath  # every file of the run is below
+    videos: UserPath | None = None  # folder of the user's videos; None films the driving world
     # Models that the user brings, by stage: a diffusers folder, a single file, or hub:OWNER/NAME.
     pretrained: dict[str, str] = {}
     without: tuple[str, ...] = ()  # stages of the preset that are left out, with their roles
@@ -76,7 +81,8 @@ class RunConfig(Record):
     pixel_text: dict[str, Any] = {}  # in place of the preset's text of pixel shards
     stages: dict[str, dict[str, Any]] = {}  # stage name -> changed fields of its row
     sample: SampleConfig = SampleConfig()
-    price_per_process_hour: float = Field(default=0.0, ge=0)  # money, for the report
+    # Money, for the report.
+    price_per_process_hour: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
     def stage_folder(self, stage: str) -> Path:
         """Where one stage's job, log, journal and weights are."""
@@ -106,8 +112,9 @@ def load_run(runfile: str, overrides: list[str] | None = None) -> RunConfig:
     run = parse_record(RunConfig, values, where=f"the run file {path.name}")
     table = table_of(run)
     _check_sample(run, table)
+    _check_tracking(run.tracking_uri)
     if run.videos is not None:
-        _check_videos(run.videos)
+        _check_videos(run.videos, run.out)
     sample = run.sample
     brought = {
         "first_frame": sample.first_frame and sample.first_frame.absolute(),
@@ -161,7 +168,27 @@ def store_run(run: RunConfig) -> Path:
     return path
 
 
-def _check_videos(folder: Path) -> None:
+def _check_tracking(uri: str | None) -> None:
+    """Refuses what must not be stored: the address is kept with the run, in reports and in MLflow.
+
+    Raises:
+        UserError: never repeats the address.
+    """
+    try:
+        address = urlsplit(uri or "")
+        has_secret = address.username is not None or address.password is not None
+    except ValueError:
+        has_secret = False  # no address at all: MLflow says so
+    if has_secret:
+        raise UserError(
+            "tracking_uri holds a user name or password, which would be stored with the run; give "
+            "the address alone, and them as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
+            "(of a database, as its driver reads them: PGPASSWORD)."
+        )
+
+
+def _check_videos(folder: Path, out: Path) -> None:
+    """The folder is there, and the run's own videos would not become part of it."""
     try:
         is_folder = folder.is_dir()
     except OSError as error:  # a folder above it may not be entered
@@ -169,6 +196,11 @@ def _check_videos(folder: Path) -> None:
     if not is_folder:
         raise UserError(
             f"videos = {str(folder)!r} is not a folder; give the folder that holds the videos."
+        )
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"out = {str(out)!r} lies in videos = {str(folder)!r}, so that sampled videos would be "
+            "trained on; give an out=FOLDER elsewhere."
         )
 
 
@@ -200,7 +232,7 @@ def _check_sample(run: RunConfig, table: "Preset") -> None:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"Cannot read the run file {str(path)!r} as YAML: {reason}.") from error
     if not isinstance(values, dict):
@@ -246,4 +278,5 @@ def _kinds_at(kind: Any, path: list[str]) -> tuple[Any, ...]:
             return ()
         kind = field.annotation
     # Of a list of paths, the whole is a YAML list, not a text.
-    return (kind,) if get_origin(kind) is tuple else (kind, *get_args(kind))
+    kinds = (kind,) if get_origin(kind) is tuple else (kind, *get_args(kind))
+    return tuple(get_args(k)[0] if get_origin(k) is Annotated else k for k in kinds)

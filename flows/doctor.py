@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
 import urllib.error
 import urllib.request
@@ -14,6 +13,7 @@ from typing import Literal, NamedTuple
 from rich.console import Console
 from rich.markup import escape
 
+from flows.accelerators import accelerators
 from flows.config import RunConfig, tracking_uri
 from flows.table import table_of
 from videoldm_core.machine import usable_cores
@@ -128,13 +128,10 @@ def _processors(run: RunConfig) -> Iterator[Finding]:
 
 
 def _accelerators(run: RunConfig) -> Iterator[Finding]:
-    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
+    found = accelerators()
+    if not found:
         yield Finding("note", "accelerator", "none found; training runs on the CPU")
-        return
-    for line in answer.stdout.strip().splitlines():
+    for line in found:
         yield Finding("good", "accelerator", line)
 
 
@@ -157,8 +154,10 @@ def _servers(run: RunConfig) -> Iterator[Finding]:
     uri = tracking_uri(run)
     if uri.startswith(("http://", "https://")):
         yield _reached("MLflow", f"{uri.rstrip('/')}/health")
-    else:
+    elif uri.startswith(("sqlite:", "file:", "/", ".")):
         yield Finding("good", "MLflow", f"a file: {uri}")
+    else:
+        yield Finding("note", "MLflow", f"{uri} is asked when the run starts")
     api = os.environ.get("PREFECT_API_URL")
     if api:
         yield _reached("Prefect", f"{api.rstrip('/')}/health")

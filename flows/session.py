@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.pretty import Pretty
 
+from flows.accelerators import accelerators
 from flows.config import RunConfig, store_run, tracking_uri
 from flows.dag import Attempt, Ledger, Made, Step, due_steps
 from flows.failures import StepsFailed
@@ -140,6 +141,7 @@ def _session(run: RunConfig, launcher: Launcher) -> Iterator[Session]:
     terminal = Terminal()
     with locked(run.out):
         _check_space(run.out)
+        _check_slots(run)
         terminal.say(f"videoldm {run.name}: preset {run.preset}, everything is below {run.out}")
         if not (run.out / "run.json").exists():
             terminal.console.print(Pretty(run.model_dump(mode="json")))
@@ -174,6 +176,17 @@ def _check_space(out: Path) -> None:
         raise UserError(
             f"The disk of {str(out)!r} has {free / 2**20:.0f} MiB free; a run needs at least "
             f"{LEAST_FREE_BYTES / 2**20:.0f} MiB; free space there or give another out=FOLDER."
+        )
+
+
+def _check_slots(run: RunConfig) -> None:
+    """Every stage takes the accelerators from the first on: two at a time would share them."""
+    found = accelerators() if run.concurrent_stages > 1 else []
+    if found:
+        raise UserError(
+            f"concurrent_stages = {run.concurrent_stages}, but this machine has {len(found)} "
+            "accelerator(s), which stages that run at a time would share; expected 1: give a stage "
+            "more processes instead."
         )
 
 

@@ -65,13 +65,21 @@ class Foreman:
         return Made(output=folder / "stage.json", files=weights, process_seconds=seconds)
 
     def evaluate(self, stage: str, attempt: Attempt) -> list[dict[str, Any]]:
-        """Measures a published stage once more; the rows go to its MLflow run too."""
+        """Measures a published stage once more; the rows go to its MLflow run too.
+
+        As it was trained, on what lies in the run's folder now, which may have been moved since.
+        """
+        from videoldm_core.job import load_job
         from videoldm_core.metrics.worth import WorthRow
 
         folder = self.run.stage_folder(stage)
+        trained = load_job(folder / "job.json").stage
+        job = self.job(self.table.stage(stage)).model_copy(update={"stage": trained})
+        argument = folder / "evaluate.job.json"
+        write_text_atomically(argument, job.model_dump_json(indent=2) + "\n")
         command = Command(
             module="videoldm_core.evaluate",
-            argument=folder / "job.json",
+            argument=argument,
             processes=0,
             log=folder / "evaluate.log",
             journal=folder / "evaluate.journal.jsonl",
@@ -233,16 +241,29 @@ def own_files(folder: Path, published: "PublishedStage") -> list[Path]:
 
 
 def _write_job(folder: Path, job: "Job", *, goes_on: bool) -> None:
-    """Leaves what the same job began; removes what another one did."""
+    """Leaves what the same job began or finished; removes what another one did.
+
+    A stage may be whole and due all the same: registering it failed, or was interrupted. Training
+    it says so at once, and does nothing.
+    """
     try:
         if not goes_on and folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # It is due, so what this says no longer holds.
-        (folder / "stage.json").unlink(missing_ok=True)
+        if not _is_whole(folder):
+            (folder / "stage.json").unlink(missing_ok=True)
     except OSError as error:
         raise disk_error(folder, error) from error
     write_text_atomically(folder / "job.json", job.model_dump_json(indent=2) + "\n")
+
+
+def _is_whole(folder: Path) -> bool:
+    from videoldm_core.training.published import part_paths
+
+    try:
+        return bool(part_paths(folder, verify=True))
+    except UserError:  # it is not published, or its weights are not those it tells of
+        return False
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.paths import user_path
 from videoldm_core.errors import UserError
 from videoldm_core.records import parse_record
 
@@ -84,8 +85,12 @@ def _brought_sources(run: "RunConfig", table: "Preset") -> dict[str, dict[str, A
                 f"it is brought {' and '.join(brought) or 'no model'}."
             )
         if not source.startswith(HUB):
-            path = Path(source).expanduser().absolute()
-            if not path.exists():
+            try:
+                path = Path(user_path(source)).absolute()
+                is_there = path.exists()
+            except (ValueError, OSError):  # no path can be called so
+                path, is_there = Path(source), False
+            if not is_there:
                 raise UserError(
                     f"pretrained.{name} = {source!r} does not exist; give a diffusers folder, a "
                     f"single file, or {HUB}OWNER/NAME to fetch it."

@@ -50,6 +50,21 @@ def test_a_mistake_is_one_sentence_on_stderr_without_a_traceback():
     assert result.stderr == sentence
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("doctor", "x" * 300),
+        ("doctor", "text_to_video", f"pretrained.image_model={'x' * 300}"),
+        ("doctor", "driving", f"sample.first_frame={'x' * 300}"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_one_sentence(words):
+    result = videoldm(*words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+
+
 def test_an_unknown_stage_is_named_with_the_nearest(tmp_path):
     result = videoldm("train", "temporl", "tiny", f"out={tmp_path}")
     assert result.exit_code == 2

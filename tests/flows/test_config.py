@@ -130,6 +130,10 @@ def test_an_override_leaves_the_other_fields_of_its_stage():
     ("override", "sentence"),
     [
         ("sed=3", "unknown key 'sed'; did you mean 'seed'"),
+        ("videos=", "videos = '': .*an empty path; expected a file or folder"),
+        ("out=~nobody-is-called-so/x", "no such user; expected ~ or a path without it"),
+        ("world.seconds=.inf", "world.seconds = inf: .* less than or equal to 3600"),
+        ("price_per_process_hour=.inf", "price_per_process_hour = inf: .* finite"),
         ("world.video=3", "unknown key 'world.video'; did you mean 'videos'"),
         ("zero_stage=7", "zero_stage = 7: Input should be 0, 1, 2 or 3"),
         ("processes=0", "processes = 0: .* greater than or equal to 1"),
@@ -261,3 +265,18 @@ def test_tracking_goes_beside_the_run_unless_told_otherwise(tmp_path):
 def test_stored_boxes_are_the_same_boxes_again(tmp_path):
     run = load_run("driving", [f"out={tmp_path}", SCENARIOS, f"sample.boxes=[{CAR}]"])
     assert RunConfig.model_validate_json(store_run(run).read_text()) == run
+
+
+@pytest.mark.parametrize("uri", ["http://bob:s3cret@one:5000", "postgresql://bob:s3cret@db/mlflow"])
+def test_a_password_in_the_tracking_address_is_refused_and_not_repeated(uri):
+    with pytest.raises(UserError, match="give the address alone, .*MLFLOW_TRACKING_PASS") as error:
+        load_run("tiny", [f"tracking_uri={uri}"])
+    assert "s3cret" not in str(error.value)
+    assert "bob" not in str(error.value)
+
+
+def test_a_run_file_nested_without_end_is_one_sentence(tmp_path):
+    path = tmp_path / "deep.yaml"
+    path.write_text("[" * 5000)
+    with pytest.raises(UserError, match="Cannot read the run file .*deep.yaml' as YAML"):
+        load_run(str(path))

@@ -1,13 +1,24 @@
-"""What the version of a trained stage says of where it came from."""
+"""Stages made and registered: what is trained again, what a version says of its origin."""
 
+import shutil
 from pathlib import Path
+
+import pytest
 
 from flows.config import load_run
 from flows.launch.local import LocalLauncher
-from flows.stages import Foreman
+from flows.stages import Foreman, _write_job
 from flows.table import table_of
 from flows.tracking import Tracker
-from videoldm_core.training.published import PublishedStage, published_digest, write_published
+from videoldm_core.cascade import preset
+from videoldm_core.job import Job
+from videoldm_core.training.published import (
+    PublishedStage,
+    part_paths,
+    published_digest,
+    read_published,
+    write_published,
+)
 
 
 def publish(foreman: Foreman, name: str, parents: dict[str, str]) -> None:
@@ -48,3 +59,34 @@ def test_a_version_names_the_commit_that_trained_it_and_its_registered_parents(t
     assert image["git_commit"] == "commit of image"
     assert "parent.autoencoder" not in image, "no version of it is registered"
     assert temporal["parent.image"] == "demo-image/1"
+
+
+@pytest.fixture
+def stage(tmp_path: Path, released: dict[str, Path]) -> Path:
+    """A published stage's folder with a part of its own."""
+    return shutil.copytree(released["image"], tmp_path / "image")
+
+
+def job_of(folder: Path) -> Job:
+    row = preset("tiny").stage("image")
+    where = {"out": folder, "latents": folder, "text_tower": folder}
+    return Job.model_validate({"stage": row, "video": preset("tiny").video, **where})
+
+
+def test_a_stage_that_is_whole_is_not_trained_again_because_registering_it_failed(stage: Path):
+    _write_job(stage, job_of(stage), goes_on=True)
+    assert read_published(stage) is not None
+    assert part_paths(stage, verify=True)
+
+
+def test_a_stage_whose_weights_are_damaged_is_no_longer_published(stage: Path):
+    (weights,) = (stage / "weights" / "unet").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    _write_job(stage, job_of(stage), goes_on=True)
+    assert read_published(stage) is None
+    assert weights.exists()
+
+
+def test_what_another_job_made_is_removed(stage: Path):
+    _write_job(stage, job_of(stage), goes_on=False)
+    assert [path.name for path in stage.iterdir()] == ["job.json"]

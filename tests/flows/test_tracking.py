@@ -141,6 +141,25 @@ def test_a_server_that_does_not_answer_stops_nothing_and_gets_everything_later(d
     assert len(history(back, "temporal", "loss")) == 3
 
 
+def test_a_server_that_no_driver_is_installed_for_stops_nothing(tmp_path):
+    away = Tracker(uri="postgresql://db/mlflow", experiment="away", out=tmp_path)
+    away.begin(CASCADE, params={}, tags={})
+    away.start_delivering(every_s=0.01)
+    away.close()
+    assert away.problem
+    assert "psycopg" in away.problem
+    assert not away.is_all_delivered()
+
+
+def test_a_damaged_database_stops_nothing(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"no database" * 999)
+    away = Tracker(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="away", out=tmp_path)
+    away.begin(CASCADE, params={}, tags={})
+    assert not away.deliver()
+    assert away.problem
+    assert "\n" not in away.problem
+
+
 def test_delivering_in_the_background_needs_no_further_call(tracker, tmp_path):
     journal = tmp_path / "journal.jsonl"
     tracker.begin("temporal", params={}, tags={}, journal=journal)
