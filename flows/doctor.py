@@ -16,6 +16,7 @@ from rich.markup import escape
 from flows.accelerators import accelerators
 from flows.config import RunConfig, tracking_uri
 from flows.table import table_of
+from videoldm_core.errors import UserError
 from videoldm_core.machine import usable_cores
 
 Verdict = Literal["good", "note", "bad"]
@@ -50,6 +51,7 @@ def examine(run: RunConfig) -> list[Finding]:
         _processors,
         _accelerators,
         _output,
+        _models,
         _servers,
     )
     return [finding for check in checks for finding in check(run)]
@@ -148,6 +150,20 @@ def _output(run: RunConfig) -> Iterator[Finding]:
     enough = free >= LEAST_DISK_GIB
     needs = "" if enough else f"; a run needs about {LEAST_DISK_GIB} GiB"
     yield Finding("good" if enough else "bad", "free disk", f"{free:.1f} GiB{needs}")
+
+
+def _models(run: RunConfig) -> Iterator[Finding]:
+    """The folders of models that the run brings; what is in single files is read as it starts."""
+    from videoldm_core.objectives.brought import Brought, check_folder
+
+    for stage in table_of(run).stages:
+        if isinstance(stage.objective, Brought) and stage.objective.source is not None:
+            try:
+                check_folder(stage.objective)
+            except UserError as error:
+                yield Finding("bad", stage.name, str(error))
+            else:
+                yield Finding("good", stage.name, stage.objective.source)
 
 
 def _servers(run: RunConfig) -> Iterator[Finding]:

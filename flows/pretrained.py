@@ -22,15 +22,18 @@ SETTINGS = (
 
 
 def check_brought(table: "Preset") -> None:
-    """Refuses a cascade that starts from a model nobody named.
+    """Refuses a cascade that starts from a model nobody named, or from a folder of no use.
 
     Raises:
         UserError: names the stage.
     """
-    from videoldm_core.objectives.brought import Brought
+    from videoldm_core.objectives.brought import Brought, check_folder
 
     for stage in table.stages:
-        if isinstance(stage.objective, Brought) and stage.objective.source is None:
+        if not isinstance(stage.objective, Brought):
+            continue
+        check_folder(stage.objective)
+        if stage.objective.source is None:
             kind = "an image model" if stage.objective.model == "image" else "a 4x upscaler"
             raise UserError(
                 f"The preset {table.name!r} starts from {kind} that you bring, and none is named; "

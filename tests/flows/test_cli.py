@@ -149,6 +149,22 @@ def test_the_doctor_says_what_memory_every_stage_takes_on_the_runs_processes(tmp
     assert 0.5 * zero_3_of_one < zero_3_of_two < 0.9 * zero_3_of_one
 
 
+def test_the_doctor_looks_into_the_folders_of_brought_models(
+    tmp_path, stable_diffusion, x4_upscaler
+):
+    def told(image: Path, upscaler: Path):
+        models = [f"pretrained.image_model={image}", f"pretrained.image_upscaler={upscaler}"]
+        return videoldm("doctor", "text_to_video", f"out={tmp_path}", *models)
+
+    assert told(stable_diffusion, x4_upscaler).exit_code == 0
+    swapped = told(x4_upscaler, stable_diffusion)
+    assert swapped.exit_code == 1
+    assert "is not like Stable Diffusion 1.x or 2.x: its UNet takes 7" in swapped.stdout
+    assert "is not like the x4-upscaler: its UNet takes 4 channels" in swapped.stdout
+    (tmp_path / "empty").mkdir()
+    assert told(tmp_path / "empty", x4_upscaler).exit_code == 1
+
+
 def test_the_doctor_fails_where_a_run_would(tmp_path, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     (tmp_path / "file").write_text("")

@@ -4,9 +4,9 @@ What follows from it (latents, temporal layers, decoder) is then bound to it by 
 other parent.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -15,9 +15,9 @@ from videoldm_core.data.loader import Batch
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.errors import UserError
 from videoldm_core.models.encoder import save_in_place_of
-from videoldm_core.models.image import shrinking
+from videoldm_core.models.folders import read_json
 from videoldm_core.models.single_file import Predicts
-from videoldm_core.models.stable_diffusion import ImageModel, load_image_model
+from videoldm_core.models.stable_diffusion import load_image_model
 from videoldm_core.objectives.denoiser import check_text
 from videoldm_core.records import Record
 from videoldm_core.training.players import Player, Turn
@@ -62,7 +62,7 @@ class BroughtTask:
             source, loras=config.loras, predicts=config.predicts, ema=config.ema
         )
         self.remark = BOTH if self.model.has_averages and not config.ema else ""
-        _check_use(self.model, config)
+        _check_use(_Shape.of(self.model.unet.config, self.model.vae.config), config)
         check_text(self.model.unet, null_text)
         if config.model == "upscaler":
             _check_low_resolution_schedule(self.model.schedule, source)
@@ -86,23 +86,63 @@ class BroughtTask:
         return names
 
 
-def _check_use(model: ImageModel, config: Brought) -> None:
+def check_folder(config: Brought) -> None:
+    """Refuses a diffusers folder that cannot be used, before a weight is read; no other source.
+
+    Raises:
+        UserError: a config.json is missing or damaged, or describes a model for another use.
+    """
+    folder = Path(config.source or "")
+    if config.source is None or not folder.is_dir():
+        return
+    why = "a diffusers folder describes its networks there"
+    unet, vae = (read_json(folder / part / "config.json", why) for part in ("unet", "vae"))
+    _check_use(_Shape.of(unet, vae), config)
+
+
+class _Shape(NamedTuple):
+    """What of a model decides what it can be used for."""
+
+    takes: int  # channels
+    is_told_level: bool  # of noise, as upscalers are
+    latents: int  # channels
+    frames: int  # channels
+    shrinks: int  # how many times smaller than frames, per side, latents are
+
+    @classmethod
+    def of(cls, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> "_Shape":
+        """From configurations, with diffusers' defaults for what they leave out."""
+        told = (unet.get("num_class_embeds"), unet.get("class_embed_type"))
+        widths = vae.get("block_out_channels", (64,))
+        if not isinstance(widths, Sequence):
+            raise UserError(
+                f"An autoencoder's config.json has block_out_channels {widths!r}; expected a list "
+                "of numbers: get the folder again."
+            )
+        return cls(
+            takes=unet.get("in_channels", 4),
+            is_told_level=told != (None, None),
+            latents=vae.get("latent_channels", 4),
+            frames=vae.get("in_channels", 3),
+            shrinks=2 ** (len(widths) - 1),
+        )
+
+
+def _check_use(shape: _Shape, config: Brought) -> None:
     """Refuses an image model as upscaler, an upscaler as image model, and inpainting models."""
     is_image = config.model == "image"
-    unet, vae = model.unet.config, model.vae.config
-    channels = vae.latent_channels + (0 if is_image else vae.in_channels)
-    told_level = unet.num_class_embeds is not None or unet.class_embed_type is not None
-    if unet.in_channels != channels or told_level == is_image:
+    channels = shape.latents + (0 if is_image else shape.frames)
+    if shape.takes != channels or shape.is_told_level == is_image:
         like = "Stable Diffusion 1.x or 2.x" if is_image else "the x4-upscaler"
         raise UserError(
-            f"{config.source!r} is not like {like}: its UNet takes {unet.in_channels} channels, "
-            f"expected {channels}, and is {'' if told_level else 'not '}told a noise level; "
-            "inpainting and depth models cannot be used; name another model."
+            f"{config.source!r} is not like {like}: its UNet takes {shape.takes} channels, "
+            f"expected {channels}, and is {'' if shape.is_told_level else 'not '}told a noise "
+            "level; inpainting and depth models cannot be used; name another model."
         )
     factor = LowResolution().factor
-    if not is_image and shrinking(model.vae) != factor:
+    if not is_image and shape.shrinks != factor:
         raise UserError(
-            f"The autoencoder of {config.source!r} shrinks frames {shrinking(model.vae)} times, "
+            f"The autoencoder of {config.source!r} shrinks frames {shape.shrinks} times, "
             f"an upscaler's {factor} times; name the x4-upscaler."
         )
 

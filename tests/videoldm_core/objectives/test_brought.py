@@ -12,7 +12,7 @@ from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.errors import UserError
 from videoldm_core.models.encoder import load_frozen_encoder
 from videoldm_core.models.image import load_unet, load_vae
-from videoldm_core.objectives.brought import Brought, BroughtTask
+from videoldm_core.objectives.brought import Brought, BroughtTask, check_folder
 from videoldm_core.objectives.denoiser import load_denoiser
 from videoldm_core.objectives.denoising import ScheduleConfig
 
@@ -134,3 +134,22 @@ def test_a_model_that_reads_other_texts_is_refused(x4_upscaler):
     config = Brought(model="upscaler", source=str(x4_upscaler))
     with pytest.raises(UserError, match=r"reads text embeddings of 48 values.* this run gives 768"):
         BroughtTask(config, null_text=torch.zeros(77, 768))
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{", "7", '{"in_channels": "many"}', '{"block_out_channels": 4}']
+)
+def test_a_folder_of_no_use_is_refused_before_a_weight_is_read(tmp_path, content):
+    for part in ("unet", "vae"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json|is not like Stable Diffusion"):
+        check_folder(Brought(model="image", source=str(tmp_path)))
+
+
+def test_a_folder_of_use_is_not_refused(stable_diffusion, x4_upscaler, tmp_path):
+    for model, folder in (("image", stable_diffusion), ("upscaler", x4_upscaler)):
+        config = Brought(model=model, source=str(folder))  # type: ignore[arg-type]
+        assert check_folder(config) is None, "no sentence is raised"
+    with pytest.raises(UserError, match=r"not like the x4-upscaler.*takes 4 channels"):
+        check_folder(Brought(model="upscaler", source=str(stable_diffusion)))
