@@ -17,6 +17,7 @@ from videoldm_core.files import sha256_of_file, unreadable, write_text_atomicall
 from videoldm_core.records import Record
 
 NEVER = "never finished"
+OTHER = "its settings, or what it is made from, are others now"
 
 
 class Made(Record):
@@ -120,7 +121,7 @@ class Ledger:
             return f"{missing} is missing"
         if receipt.incomplete:
             return receipt.incomplete
-        return None if receipt.made_from == self.made_from(step) else "made from something else"
+        return None if receipt.made_from == self.made_from(step) else OTHER
 
     def begin(self, step: Step) -> bool:
         """Notes from what the step is now made; True when the attempt before was from the same."""

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from flows.dag import Step
+from flows.dag import NEVER, Step
 from flows.launch import JournalLine
 
 
@@ -73,11 +73,14 @@ class Terminal:
         self.console.print(escape(text))
 
     def plan(self, steps: list[Step], due: Mapping[str, str], seconds: Mapping[str, float]) -> None:
-        """Which steps are done, and how many are not."""
+        """Which steps are done, which of them will be made anew and why, and how many are due."""
         for step in steps:
             if step.name not in due:
                 took = f"took {duration(seconds[step.name])}" if step.name in seconds else ""
                 self.console.print(f"[green]done before[/]  {step.title:<28} [dim]{took}[/]")
+            elif due[step.name] != NEVER:
+                reason = escape(due[step.name])
+                self.console.print(f"[yellow]to be made anew[/] {step.title:<26} {reason}")
         if due:
             self.say(f"{len(due)} of {len(steps)} steps to do: {', '.join(due)}.")
 

@@ -98,7 +98,7 @@ class Stage(Record):
         Raises:
             UserError: a file that the row names is not there.
         """
-        decides = self.model_dump(exclude=FITTING)
+        decides = self.model_dump(exclude=FITTING | {"paper"})
         return json.loads(json.dumps(decides, default=digest_for_json))
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.dag import Attempt, Ledger, Made, Step, ancestors, due_steps, in_order
+from flows.dag import OTHER, Attempt, Ledger, Made, Step, ancestors, due_steps, in_order
 from videoldm_core.errors import UserError
 
 
@@ -69,7 +69,7 @@ def test_a_changed_setting_makes_the_step_and_its_descendants_due(tmp_path):
     ledger = Ledger(tmp_path)
     make_all(chain(tmp_path, steps=100), ledger)
     assert due_steps(chain(tmp_path, steps=200), ledger) == {
-        "temporal": "made from something else",
+        "temporal": OTHER,
         "predictor": "temporal is made again",
     }
 

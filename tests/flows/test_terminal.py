@@ -4,7 +4,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from flows.dag import Step
+from flows.dag import NEVER, OTHER, Step
 from flows.terminal import Terminal
 
 STEP = Step(name="temporal", title="train temporal", make=lambda attempt: None)
@@ -64,3 +64,17 @@ def test_what_a_stage_remarks_is_said_once_however_often_it_is_resumed():
         terminal.line(STEP, {"time": 9e9, "total_steps": 4, "remark": "judged by pixels alone"})
     lines = terminal.console.file.getvalue().strip().splitlines()
     assert lines == ["note         train temporal: judged by pixels alone."]
+
+
+def test_a_step_that_was_made_before_and_is_made_anew_says_why():
+    terminal = new_terminal(is_terminal=False)
+    steps = [
+        Step(name=name, title=f"train {name}", make=lambda attempt: None)
+        for name in ("image", "temporal", "predictor")
+    ]
+    terminal.plan(steps, {"temporal": OTHER, "predictor": NEVER}, {"image": 60.0})
+    assert isinstance(terminal.console.file, StringIO)
+    lines = terminal.console.file.getvalue().splitlines()
+    assert [line.split()[0] for line in lines] == ["done", "to", "2"]
+    assert "train temporal" in lines[1]
+    assert lines[1].endswith(OTHER)
