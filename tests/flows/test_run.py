@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
@@ -164,6 +165,15 @@ def test_the_states_of_all_steps_are_shown_by_prefect(tmp_path):
     }
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a shell starts with "&" ignores SIGINT, and so would the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_reaches_the_running_steps(tmp_path):
     crew = new_crew(tmp_path)
     heard = threading.Event()
