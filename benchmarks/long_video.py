@@ -9,7 +9,6 @@ many steps a frame takes is the request's own or `--steps`; memory does not depe
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import threading
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import timing
+from flows.launch.journal import JournalReader
 from videoldm_core.conditioning import KeyFrames
 from videoldm_core.errors import UserError
 from videoldm_core.generate import frame_rate, generate
@@ -64,8 +64,8 @@ class Watch:
 
     def __init__(self, journal: Path) -> None:
         self.seen: list[tuple[int, int]] = []  # frames done, bytes held
-        self._journal, self._is_over = journal, threading.Event()
-        self._done, self._read = 0, 0
+        self._journal, self._is_over = JournalReader(journal), threading.Event()
+        self._done = 0
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> "Watch":
@@ -82,20 +82,14 @@ class Watch:
 
     def _look(self) -> None:
         while not self._is_over.wait(EVERY_S):
-            if self._journal.exists():
-                self._follow()
+            self._follow()
             self.seen.append((self._done, held_bytes()))
 
     def _follow(self) -> None:
-        with self._journal.open() as file:
-            file.seek(self._read)
-            lines = file.readlines()
-            self._read = file.tell()
-        for line in lines:
-            report = json.loads(line)
-            if report["what"] == WHAT:
-                self._done = report["done"]
-                sys.stderr.write(f"\r{self._done} of {report['total']} frames")
+        for line in self._journal.new_lines():
+            if line["what"] == WHAT:
+                self._done = line["done"]
+                sys.stderr.write(f"\r{self._done} of {line['total']} frames")
 
 
 def main() -> None:

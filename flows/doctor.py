@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rich.console import Console
@@ -153,11 +154,15 @@ def _output(run: RunConfig) -> Iterator[Finding]:
 
 
 def _models(run: RunConfig) -> Iterator[Finding]:
-    """The folders of models that the run brings; what is in single files is read as it starts."""
+    """The models that the run brings: folders are looked into, others read as it starts."""
     from videoldm_core.objectives.brought import Brought, check_folder
 
     for stage in table_of(run).stages:
         if isinstance(stage.objective, Brought) and stage.objective.source is not None:
+            if not Path(stage.objective.source).is_dir():
+                found = f"{stage.objective.source} is read when the run starts"
+                yield Finding("note", stage.name, found)
+                continue
             try:
                 check_folder(stage.objective)
             except UserError as error:

@@ -25,7 +25,7 @@ def check_brought(table: "Preset") -> None:
     """Refuses a cascade that starts from a model nobody named, or from a folder of no use.
 
     Raises:
-        UserError: names the stage.
+        UserError: names the stage, or the folder.
     """
     from videoldm_core.objectives.brought import Brought, check_folder
 

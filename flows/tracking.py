@@ -148,7 +148,7 @@ class Tracker:
 
     @contextlib.contextmanager
     def client_or_none(self) -> Iterator[Any]:
-        """MLflow's client, for one caller at a time; an error of the server becomes `problem`."""
+        """MLflow's client, for one caller at a time; what goes wrong becomes `problem`."""
         silence_mlflow()
         with self._delivering:
             from mlflow.tracking import MlflowClient

@@ -83,10 +83,10 @@ def _check_passes(stage: Stage) -> None:
     """The place of a stride is the number of the pass, which sampling counts from the coarse one; a
     window is two key frames and what lies between (§3.3).
     """
-    objective = stage.objective
-    if not isinstance(objective, Denoising) or not isinstance(objective.given, KeyFrames):
+    given = stage.given
+    if not isinstance(given, KeyFrames):
         return
-    every = objective.given.every
+    every = given.every
     pairs = zip(stage.strides, stage.strides[1:], strict=False)
     finer = all(coarse == every * fine for coarse, fine in pairs)
     if not finer or stage.frames != every + 1:

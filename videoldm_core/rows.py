@@ -79,17 +79,17 @@ def _check_reads(stage: Stage) -> None:
 
 def _check_proof(stage: Stage) -> None:
     """A proof measures the kind of model that the row makes."""
-    can, kind = PROVEN[stage.proves.kind], stage.objective.kind
-    has_phi = isinstance(stage.objective, Denoising) and stage.objective.alpha is not None
-    found = (kind, stage.given.kind, has_phi)
-    if kind in can.objectives and found[1:] == (can.given, can.is_temporal):
-        return
+    objective = stage.objective
+    has_phi = isinstance(objective, Denoising) and objective.alpha is not None
     fitting = [
-        name
-        for name, proof in PROVEN.items()
-        if kind in proof.objectives and found[1:] == (proof.given, proof.is_temporal)
+        proof
+        for proof, judged in PROVEN.items()
+        if objective.kind in judged.objectives
+        and (stage.given.kind, has_phi) == (judged.given, judged.is_temporal)
     ]
-    _refuse(stage, "proves.kind", stage.proves.kind, " or ".join(map(repr, fitting)) or "another")
+    if stage.proves.kind not in fitting:
+        expected = " or ".join(map(repr, fitting)) or "another kind of stage"
+        _refuse(stage, "proves.kind", stage.proves.kind, expected)
 
 
 def _refuse(stage: Stage, field: str, value: object, expected: str) -> None:

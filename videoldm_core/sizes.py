@@ -11,7 +11,6 @@ from videoldm_core.conditioning import FirstFrames, LowResolution
 from videoldm_core.errors import UserError
 from videoldm_core.objectives.autoencoding import Autoencoding
 from videoldm_core.objectives.brought import Brought
-from videoldm_core.objectives.denoising import Denoising
 from videoldm_core.training.start import micro_batches_per_step
 
 STABLE_DIFFUSION_FACTOR = 8  # of every autoencoder of Stable Diffusion 1.x and 2.x
@@ -74,7 +73,7 @@ def _latent_factor(stage: Stage) -> int:
 
 def _check_given_frames(stage: Stage, table: Preset) -> None:
     """Of the frames of a stage that is given the first, some are left to predict."""
-    given = stage.objective.given if isinstance(stage.objective, Denoising) else None
+    given = stage.given
     if isinstance(given, FirstFrames) and stage.frames < len(given.weights):
         raise UserError(
             f"stages.{stage.name}.frames = {stage.frames}: up to {len(given.weights) - 1} first "
@@ -91,7 +90,7 @@ def _check_patch(stage: Stage, table: Preset) -> None:
             f"stages.{stage.name}.crop = {stage.crop} is larger than the {height}x{width} frames "
             f"it is cut from; choose {min(height, width)} or less."
         )
-    given = stage.objective.given if isinstance(stage.objective, Denoising) else None
+    given = stage.given
     if not isinstance(given, LowResolution):
         return
     sides = (height, width) if stage.crop is None else (stage.crop, stage.crop)
@@ -111,7 +110,7 @@ def _frame_of(stage: Stage, table: Preset) -> tuple[int, int]:
 
 def _check_upscaling(stage: Stage, table: Preset) -> None:
     """The upscaler learns the enlargement between the two sizes of the video format."""
-    given = stage.objective.given if isinstance(stage.objective, Denoising) else None
+    given = stage.given
     if (
         stage.name == table.roles.upscaler
         and isinstance(given, LowResolution)

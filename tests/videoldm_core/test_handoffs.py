@@ -1,24 +1,15 @@
 """Handoffs between stages are refused on the table, naming both sides."""
 
-from typing import Any
-
 import pytest
 
+from tests.videoldm_core.tables import PRESETS, changed
 from videoldm_core.annotations import Vocabulary
-from videoldm_core.cascade import Preset, preset
+from videoldm_core.cascade import preset
 from videoldm_core.errors import UserError
 from videoldm_core.handoffs import check_handoffs, told_vocabulary
 
-NAMES = ("tiny", "driving", "driving_scenarios", "text_to_video")
 
-
-def changed(name: str, stage: str, **fields: Any) -> Preset:
-    table = preset(name)
-    rows = [s.model_copy(update=fields) if s.name == stage else s for s in table.stages]
-    return table.model_copy(update={"stages": tuple(rows)})
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_fits_together(name):
     assert check_handoffs(preset(name)) is None, "no sentence is raised"
 

@@ -1,25 +1,16 @@
 """A row whose fields do not fit its objective is refused, naming field, value and expectation."""
 
-from typing import Any
-
 import pytest
 
-from videoldm_core.cascade import Preset, preset
+from tests.videoldm_core.tables import PRESETS, changed
+from videoldm_core.cascade import preset
 from videoldm_core.errors import UserError
 from videoldm_core.metrics.image_proofs import BeatsLinearDenoiser
 from videoldm_core.metrics.video_proofs import UsesKeyFrames
 from videoldm_core.rows import check_rows
 
-NAMES = ("tiny", "driving", "driving_scenarios", "text_to_video")
 
-
-def changed(name: str, stage: str, **fields: Any) -> Preset:
-    table = preset(name)
-    rows = [s.model_copy(update=fields) if s.name == stage else s for s in table.stages]
-    return table.model_copy(update={"stages": tuple(rows)})
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PRESETS)
 def test_every_row_of_a_preset_fits_its_objective(name):
     assert check_rows(preset(name)) is None, "no sentence is raised"
 

@@ -10,7 +10,6 @@ from typing import TypeVar
 from videoldm_core.cascade import Stage
 from videoldm_core.conditioning import FirstFrames, KeyFrames, LowResolution
 from videoldm_core.errors import UserError
-from videoldm_core.objectives.denoising import Denoising
 from videoldm_core.sampling.config import SamplingConfig
 
 G = TypeVar("G", FirstFrames, KeyFrames, LowResolution)
@@ -36,8 +35,7 @@ def check_asked(
 
 
 def _given(roles: Mapping[str, Stage], role: str, kind: type[G]) -> G | None:
-    objective = roles[role].objective if role in roles else None
-    given = objective.given if isinstance(objective, Denoising) else None
+    given = roles[role].given if role in roles else None
     return given if isinstance(given, kind) else None
 
 

@@ -22,7 +22,7 @@ from videoldm_core.sampling.loading import Release
 from videoldm_core.training.memory import Precision
 from videoldm_core.training.published import published_digest
 
-FORMAT = 2  # of sampling: raised when the same request and weights make another video
+FORMAT = 3  # of sampling: raised when the same request and weights make another video
 PACKAGES = ("videoldm", "torch", "diffusers", "av")  # whose version decides bytes
 
 

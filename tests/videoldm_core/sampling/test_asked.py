@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tests.videoldm_core.tables import PRESETS
 from videoldm_core.cascade import Stage, preset
 from videoldm_core.conditioning import FirstFrames
 from videoldm_core.errors import UserError
@@ -12,7 +13,6 @@ from videoldm_core.sampling.config import SamplingConfig
 from videoldm_core.sampling.guidance import Guidance
 
 PLAIN = SamplingConfig(guidance=Guidance(text=2.0, context=1.5), upscale_noise_timestep=20)
-NAMES = ("tiny", "driving", "driving_scenarios", "text_to_video")
 
 
 def roles_of(name: str, **changed: dict[str, Any]) -> dict[str, Stage]:
@@ -34,7 +34,7 @@ def given(weights: tuple[float, float, float]) -> dict[str, Any]:
     return {"objective": objective.model_copy(update={"given": FirstFrames(weights=weights)})}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_trains_what_its_sampling_asks(name):
     assert check(roles_of(name)) is None, "no sentence is raised"
 
