@@ -13,7 +13,8 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
-from preprocessing.damage import DecodeError, reason_for_no_video
+from preprocessing.damage import reason_for_no_video
+from preprocessing.streams import video_stream
 
 # An untrusted file must not make us open others: to ffmpeg, playlists are videos too.
 _ONLY_THIS_FILE = {
@@ -100,19 +101,18 @@ class Reader:
 
 @contextmanager
 def open_video(path: Path) -> Iterator[Reader]:
-    """Opens the best video stream of a file.
+    """Opens the video stream of a file (streams.py).
 
     Raises:
         DecodeError: there is none.
     """
     try:
-        container = av.open(f"file:{path}", options=_ONLY_THIS_FILE)
+        # Titles, names and chapters come in any encoding; nothing here reads them.
+        container = av.open(f"file:{path}", options=_ONLY_THIS_FILE, metadata_errors="replace")
     except (FFmpegError, OSError, ValueError) as error:
         raise reason_for_no_video(path, error) from None
     with container:
-        stream = container.streams.best("video")
-        if not isinstance(stream, VideoStream):
-            raise DecodeError("no video stream", "the file holds sound or subtitles only")
+        stream = video_stream(container)
         stream.thread_type = "NONE"  # one decoder per core; threads inside one cost 9-20 % more
         stream.codec_context.thread_count = 1
         yield Reader(container, stream)
