@@ -17,6 +17,7 @@ from flows.launch import leash
 from flows.quiet import silence_prefect
 from videoldm_core.errors import UserError
 from videoldm_core.files import disk_error
+from videoldm_core.interpreter import python_command, python_environment
 
 START_S = 180.0  # a busy machine
 GRACE_S = 3.0
@@ -77,8 +78,19 @@ def _free_port() -> int:
 
 def _start(address: str, log: Path) -> subprocess.Popen:
     host, port = address.removeprefix("http://").split(":")
-    command = [sys.executable, leash.__file__, str(GRACE_S), sys.executable, "-m", "uvicorn"]
-    command += ["--factory", "prefect.server.api.server:create_app", "--host", host, "--port", port]
+    command = [*python_command(), leash.__file__, str(GRACE_S), *python_command(), "-m", "uvicorn"]
+    # uvicorn, and Prefect's migrations, put the directory they run in before all other modules.
+    home = log.parent.absolute()
+    command += [
+        "--app-dir",
+        str(home),
+        "--factory",
+        "prefect.server.api.server:create_app",
+        "--host",
+        host,
+        "--port",
+        port,
+    ]
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
@@ -90,12 +102,15 @@ def _start(address: str, log: Path) -> subprocess.Popen:
                 env={
                     **os.environ,
                     **SERVER,
+                    **python_environment(),
+                    "PREFECT_HOME": str(home),
                     "PREFECT_UI_API_URL": f"{address}/api",
                     # By default its pages are unpacked beside the package, which may be read-only.
-                    "PREFECT_UI_STATIC_DIRECTORY": str(log.parent / "ui"),
+                    "PREFECT_UI_STATIC_DIRECTORY": str(home / "ui"),
                     leash.MARK: uuid.uuid4().hex,
                 },
                 start_new_session=True,
+                cwd=home,
             )
     except OSError as error:
         raise disk_error(log, error) from error

@@ -12,13 +12,13 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 from videoldm_core.errors import UserError
+from videoldm_core.interpreter import python_command, python_environment
 
 MEMORY_BYTES = 4 * 1024**3  # of address space
 CALLS_PER_CHILD = 200  # then a fresh one: what a library leaks is given back
@@ -111,14 +111,15 @@ class _Child:
 
     def __init__(self, memory_bytes: int) -> None:
         ours, theirs = socket.socketpair()
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
+        environment = {
+            **os.environ,
+            **python_environment(),
             "OMP_NUM_THREADS": "1",  # one core per child, and thread buffers count as memory
             "OPENBLAS_NUM_THREADS": "1",
         }
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _CHILD, str(theirs.fileno()), str(memory_bytes)],
+                [*python_command(), "-c", _CHILD, str(theirs.fileno()), str(memory_bytes)],
                 pass_fds=[theirs.fileno()],
                 env=environment,
                 stdin=subprocess.DEVNULL,

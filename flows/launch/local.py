@@ -6,7 +6,6 @@ Knows how to start, follow and end processes; not what they compute.
 import contextlib
 import os
 import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
@@ -16,6 +15,7 @@ from flows.launch import Cancelled, Command, OnLine, StageCrashed, leash
 from flows.launch.journal import JournalReader
 from videoldm_core.errors import UserError
 from videoldm_core.files import disk_error
+from videoldm_core.interpreter import python_command, python_environment
 from videoldm_core.machine import usable_cores
 
 POLL_S = 0.2
@@ -39,14 +39,14 @@ class LocalLauncher:
         with log:
             log_start = log.tell()
             held = subprocess.Popen(
-                [sys.executable, leash.__file__, str(self.grace_s), *command_line(command)],
+                [*python_command(), leash.__file__, str(self.grace_s), *command_line(command)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={
                     **environment(command.processes),
                     **os.environ,
-                    "PYTHONPATH": _import_path(),
+                    **python_environment(),
                     leash.MARK: mark,
                 },
                 start_new_session=True,
@@ -65,7 +65,7 @@ def command_line(command: Command) -> list[str]:
     """The words that start `command` on this machine."""
     module = ["-m", command.module, str(command.argument)]
     if command.processes == 0:
-        return [sys.executable, *module]
+        return [*python_command(), *module]
     torchrun = [
         "-m",
         "torch.distributed.run",
@@ -73,7 +73,7 @@ def command_line(command: Command) -> list[str]:
         "--nproc-per-node",
         str(command.processes),
     ]
-    return [sys.executable, *torchrun, *module]
+    return [*python_command(), *torchrun, *module]
 
 
 def environment(processes: int) -> dict[str, str]:
@@ -102,12 +102,6 @@ def has_accelerator() -> bool:
         os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1")
         and Path("/proc/driver/nvidia/version").exists()
     )
-
-
-def _import_path() -> str:
-    """PYTHONPATH under which a command finds the same packages as we do, installed or not."""
-    root = str(Path(__file__).parents[2])
-    return os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def _follow(

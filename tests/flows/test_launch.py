@@ -181,7 +181,7 @@ def test_the_command_line_starts_one_torchrun_with_its_own_port():
         module="m", argument=Path("job.json"), processes=2, log=Path("l"), journal=Path("j")
     )
     words = command_line(command)
-    assert words[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    assert words[2:7] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     assert words[-3:] == ["-m", "m", "job.json"]
 
 
