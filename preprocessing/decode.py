@@ -128,8 +128,7 @@ def _warnings(
         yield f"the header says {probe.header_fps:.3g} frames/s, the frames come at {probe.fps:.3g}"
     if reader.damage:
         yield f"damaged after {probe.duration_s:.2f} s and used up to there ({reader.damage})"
-    if reader.dropped:
-        yield f"{reader.dropped} frames whose time does not advance are left out"
+    yield from reader.oddities()
     if len(sizes) > 1:
         yield f"the picture size changes ({len(sizes)} sizes)"
     if not is_turn_readable:

@@ -1,6 +1,7 @@
 """An open video as the frames that a player would show, each with its time.
 
-Hides containers, edit lists, damaged ends and timestamps that do not advance; converts no pixels.
+Hides containers, edit lists, damaged ends, clocks that restart and timestamps that do not advance;
+converts no pixels.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
+from preprocessing.clock import Clock, may_restart
 from preprocessing.damage import reason_for_no_video
 from preprocessing.streams import video_stream
 
@@ -43,12 +45,22 @@ class Reader:
         self.tick: Fraction = stream.time_base
         # AVI stores no presentation times; what is reported as such is in decoding order.
         self._stamps_by_dts = container.format.name == "avi"
+        self._clock = Clock(self.tick, self.lasts) if may_restart(container) else None
         self.damage, self.dropped = "", 0
+
+    def oddities(self) -> Iterator[str]:
+        """Says of the times of the frames read so far what is not as it should be."""
+        restarts = self._clock.restarts if self._clock else 0
+        if restarts:
+            times = "once" if restarts == 1 else f"{restarts} times"
+            yield f"its clock restarts {times} and is continued"
+        if self.dropped:
+            yield f"{self.dropped} frames whose time does not advance are left out"
 
     def __iter__(self) -> Iterator[Shown]:
         last: int | None = None
-        for frame in self._sound():
-            stamp = frame.dts if self._stamps_by_dts else frame.pts
+        stamped = self._stamped()
+        for stamp, frame in self._clock.continued(stamped) if self._clock else stamped:
             if stamp is None:
                 stamp = 0 if last is None else last + self.lasts(frame)
             if last is not None and stamp <= last:
@@ -56,6 +68,10 @@ class Reader:
                 continue
             last = stamp
             yield stamp, frame
+
+    def _stamped(self) -> Iterator[tuple[int | None, av.VideoFrame]]:
+        for frame in self._sound():
+            yield (frame.dts if self._stamps_by_dts else frame.pts), frame
 
     def _sound(self) -> Iterator[av.VideoFrame]:
         """Frames that lean on no damaged one: from the first sound key frame to the next damage."""
