@@ -16,6 +16,7 @@ import typer
 
 from flows.config import RunConfig, load_run
 from flows.failures import StepsFailed
+from flows.proxies import keep_loopback_direct
 from flows.table import table_of
 from videoldm_core.errors import UserError
 
@@ -184,6 +185,7 @@ def doctor(runfile: RunFile = "tiny", overrides: Overrides = None) -> None:
 
 def main() -> None:
     """The entry point."""
+    keep_loopback_direct()
     signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop is as orderly as a user's
     app()
 

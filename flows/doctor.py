@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from flows.accelerators import accelerators
 from flows.config import RunConfig, tracking_uri
+from flows.proxies import servers_of, settle_proxies
 from flows.table import table_of
 from videoldm_core.errors import UserError
 from videoldm_core.machine import usable_cores
@@ -172,6 +173,10 @@ def _models(run: RunConfig) -> Iterator[Finding]:
 
 
 def _servers(run: RunConfig) -> Iterator[Finding]:
+    try:
+        settle_proxies(servers_of(run, table_of(run)))
+    except UserError as error:
+        yield Finding("bad", "proxy", str(error))
     uri = tracking_uri(run)
     if uri.startswith(("http://", "https://")):
         yield _reached("MLflow", f"{uri.rstrip('/')}/health")

@@ -41,6 +41,18 @@ def check_brought(table: "Preset") -> None:
             )
 
 
+def is_fetched(table: "Preset") -> bool:
+    """Whether a model or a text encoder of the cascade is fetched over the network."""
+    from videoldm_core.models.text_source import OpenClipText
+    from videoldm_core.objectives.brought import Brought
+
+    models = (row.objective for row in table.stages if isinstance(row.objective, Brought))
+    texts = (text for text in (table.text, table.pixel_text) if isinstance(text, OpenClipText))
+    return any((model.source or "").startswith(HUB) for model in models) or any(
+        text.download for text in texts
+    )
+
+
 def local_stage(stage: "Stage") -> "Stage":
     """The row with the path its model has on this machine; a model of the hub is fetched.
 

@@ -18,6 +18,7 @@ from flows.failures import StepsFailed
 from flows.launch import Launcher
 from flows.launch.local import LocalLauncher
 from flows.pretrained import check_brought
+from flows.proxies import servers_of, settle_proxies
 from flows.results import Ending
 from flows.run import Crew, locked, make_due
 from flows.stages import Foreman
@@ -138,6 +139,7 @@ def _nothing(attempt: Attempt) -> Made:
 def _session(run: RunConfig, launcher: Launcher) -> Iterator[Session]:
     table = table_of(run)
     check_brought(table)
+    settle_proxies(servers_of(run, table))
     terminal = Terminal()
     with locked(run.out):
         _check_space(run.out)
