@@ -41,6 +41,7 @@ class Models:
     tower: TextTower
     pixel_tower: TextTower | None  # of the upscaler; None: the same
     personal_tower: TextTower | None  # of the backbone; None: there is none
+    remark: str = ""  # what of the files that were given was not used; no full stop
 
 
 def main() -> int:
@@ -93,6 +94,7 @@ def load_models(request: Request) -> Models:
         tower=TextTower.load(request.text_tower),
         pixel_tower=TextTower.load(of_pixels) if of_pixels != request.text_tower else None,
         personal_tower=personal_tower,
+        remark="" if personal is None else "; ".join(personal.remarks),
     )
 
 
@@ -109,6 +111,8 @@ def make(request: Request, models: Models) -> None:
     prompt = _prompt(request, models)
     folder = folder_of(request.out, identity(request, release, models.device))
     journal = cache(lambda: Journal(request.out.with_suffix(".journal.jsonl")))
+    if models.remark:
+        journal().write(remark=models.remark)
 
     def progress(what: str, done: int, total: int) -> None:
         journal().write(what=what, done=done, total=total)

@@ -13,8 +13,12 @@ from PIL import Image
 
 from tests.videoldm_core.releases import TEXT_TO_VIDEO, TINY, request_for, request_values
 from videoldm_core import generate as generating
+from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.errors import UserError
 from videoldm_core.generate import generate, main
+from videoldm_core.models.image import load_unet, load_vae
+from videoldm_core.models.stable_diffusion import ImageModel
+from videoldm_core.models.text import TextTower
 
 
 def frames_of(path: Path) -> list[np.ndarray]:
@@ -150,6 +154,23 @@ def test_futures_without_a_first_frame_are_refused(released, tmp_path: Path):
     roles = TINY.roles.model_copy(update={"first_frame": None}).model_dump()
     with pytest.raises(UserError, match="futures = 2 share a first frame, but none is made"):
         generate(request_for(released, tmp_path / "v.mp4", roles=roles, futures=2))
+
+
+def test_what_of_a_fine_tune_was_not_used_is_said_in_the_journal(
+    released, image_model, tmp_path: Path, monkeypatch
+):
+    model = ImageModel(
+        unet=load_unet(image_model["unet"]),
+        vae=load_vae(image_model["vae"]),
+        schedule=NoiseSchedule.load(image_model["scheduler"]),
+        remarks=("the words of a.safetensors were left out",),
+    )
+    tower = TextTower.load(released["text_tower"])
+    monkeypatch.setattr(generating, "load_image_model", lambda *_, **__: model)
+    monkeypatch.setattr(generating, "load_text_tower", lambda *_, **__: tower)
+    generate(request_for(released, tmp_path / "v.mp4", backbone=tmp_path))
+    lines = (tmp_path / "v.journal.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("remark") for line in lines][:2] == [*model.remarks, None]
 
 
 def test_a_role_whose_stage_is_not_named_is_reported_and_nothing_is_written(

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from videoldm_core.errors import UserError
-from videoldm_core.models.lora_file import LowRank, Part, plain_name, read_lora
+from videoldm_core.models.lora_file import LowRank, plain_name, read_lora
+from videoldm_core.models.lora_scale import Part
 from videoldm_core.models.weights import check_floating
 
 

@@ -6,24 +6,22 @@ Trainers name a layer in many ways, LAYER being its place in the part:
     unet.LAYER.lora.down.weight              diffusers before, also LAYER.processor.to_q_lora.down
     text_encoder.LAYER.lora_linear_layer...  the same for text encoders, also LAYER.to_q_lora.down
     base_model.model.LAYER.lora_A.weight     peft; alpha in adapter_config.json beside the file
+    LAYER.lora_A.NAME.weight                 either, as it is in memory: NAME is the adapter's
     lora_unet_LAYER.lora_down.weight         kohya: underscores for dots, and LAYER.alpha
 """
 
-import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import NamedTuple
 
 from torch import Tensor
 
 from videoldm_core.errors import UserError
-from videoldm_core.models.folders import read_json
-from videoldm_core.models.weights import check_floating, read_checkpoint, read_metadata
+from videoldm_core.models.lora_scale import Part, check_alpha, read_settings, scales_of
+from videoldm_core.models.weights import check_floating, read_checkpoint
 
-Part = Literal["unet", "text_encoder"]
 _PREFIXES: dict[str, Part] = {
     "unet.": "unet",
     "text_encoder.": "text_encoder",
@@ -36,9 +34,25 @@ _ROLES = {"lora_A": "down", "lora_B": "up"}
 _KEY = re.compile(
     r"(?P<layer>.+?)"
     r"((\.lora|\.lora_linear_layer|_lora)\.(?P<old>down|up|alpha)"
-    r"|\.(?P<new>lora_A|lora_B|lora_down|lora_up|alpha))(?P<weight>\.weight)?"
+    r"|\.(?P<kohya>lora_down|lora_up|alpha)"
+    r"|\.(?P<peft>lora_A|lora_B)(\.(?P<adapter>[^.]+)(?=\.weight))?)(?P<weight>\.weight)?"
 )
 _OF_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+# Endings of other fine-tunes, by what they are; each would need arithmetic of its own.
+_OTHERS = {
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "lora_mid": "LoRA with a middle matrix",
+    "oft_": "OFT",
+    "boft_": "BOFT",
+    "diff": "whole difference",
+    "lora_embedding_": "LoRA of embeddings",
+    "bias": "LoRA with biases",
+}
+# Textual inversions that webui and OneTrainer pack into a LoRA's file: words of their own.
+_EMBEDDINGS = "bundle_emb."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,33 +70,39 @@ class LowRank:
 
 
 def read_lora(path: Path, part: Part) -> dict[str, LowRank]:
-    """What the file holds for one part of an image model, by `plain_name` of the layer.
+    """Low-rank changes that the file holds for one part of an image model, by `plain_name`.
+
+    Textual inversions that are packed into it are passed over; `embeddings_in` names them.
 
     Raises:
-        UserError: the file is not whole, or holds for this part anything but pairs of matrices and
-            their alphas; names the key.
+        UserError: the file is not whole, holds several LoRAs, or holds for this part anything but
+            pairs of matrices and their alphas; names the key.
     """
     tensors, where = read_checkpoint(path), repr(str(path))
-    found: dict[str, dict[str, Tensor]] = {}
-    places: dict[str, str] = {}
-    for key, tensor in tensors.items():
-        of_part, name = _part_of(key, where)
-        if of_part != part:
-            continue
-        layer, role = _layer_and_role(name, key, where)
-        places[plain_name(layer, part)] = layer
-        matrices = found.setdefault(plain_name(layer, part), {})
-        if role in matrices:
-            raise UserError(f"{where} holds {key!r} under two names; get the file again.")
-        matrices[role] = tensor
-        if role != "alpha":
-            check_floating(key, tensor, where=where)
+    layers = _matrices_by_layer(tensors, part, where)
+    pairs = {layer: _pair(matrices, layer, where) for layer, matrices in layers.items()}
+    unscaled = {layer: pair.rank for layer, pair in pairs.items() if pair.alpha is None}
     is_peft = any(_PEFT in key for key in tensors)
-    settings = _settings(path, part, is_peft=is_peft) if found else {}
+    settings = read_settings(path, part, is_peft=is_peft) if pairs else {}
+    scales = scales_of(settings, unscaled, where)
     return {
-        name: _low_rank(matrices, name, settings=settings, layer=places[name], where=where)
-        for name, matrices in found.items()
+        plain_name(layer, part): LowRank(
+            down=pair.down,
+            up=pair.up,
+            scale=scales[layer] if pair.alpha is None else pair.alpha / pair.rank,
+        )
+        for layer, pair in pairs.items()
     }
+
+
+def embeddings_in(path: Path) -> list[str]:
+    """Names of the textual inversions that are packed into a LoRA's file, which are not used.
+
+    Raises:
+        UserError: the file is not whole.
+    """
+    tensors = read_checkpoint(path, lambda name: name.startswith(_EMBEDDINGS))
+    return sorted({key.removeprefix(_EMBEDDINGS).split(".")[0] for key in tensors})
 
 
 def plain_name(layer: str, part: Part) -> str:
@@ -111,20 +131,68 @@ def _part_of(key: str, where: str) -> tuple[Part, str]:
     )
 
 
-def _layer_and_role(name: str, key: str, where: str) -> tuple[str, str]:
+def _matrices_by_layer(
+    tensors: Mapping[str, Tensor], part: Part, where: str
+) -> dict[str, dict[str, Tensor]]:
+    """down, up and alpha of every layer of a part, by the layer's name as the file has it."""
+    found: dict[str, dict[str, Tensor]] = {}
+    named: dict[str, str] = {}  # plain name -> as the file has it
+    adapters: set[str] = set()
+    for key, tensor in tensors.items():
+        if key.startswith(_EMBEDDINGS):
+            continue
+        of_part, name = _part_of(key, where)
+        if of_part != part:
+            continue
+        layer, role, adapter = _parsed(name, key, where)
+        adapters |= {adapter} if adapter else set()
+        matrices = found.setdefault(named.setdefault(plain_name(layer, part), layer), {})
+        if len(adapters) > 1:
+            both = " and ".join(map(repr, sorted(adapters)))
+            raise UserError(f"{where} holds the LoRAs {both}; save one of them in its own file.")
+        if role in matrices:
+            raise UserError(f"{where} holds {key!r} under two names; get the file again.")
+        matrices[role] = tensor
+        if role != "alpha":
+            check_floating(key, tensor, where=where)
+    return found
+
+
+class _Name(NamedTuple):
+    """What a key says without the names of part and trainer."""
+
+    layer: str
+    role: str  # down, up or alpha
+    adapter: str | None
+
+
+def _parsed(name: str, key: str, where: str) -> _Name:
     match = _KEY.fullmatch(name)
-    role = (match["old"] or match["new"]) if match else ""
+    role = (match["old"] or match["kohya"] or match["peft"]) if match else ""
     if match is None or (role == "alpha") == bool(match["weight"]):
+        ending = key.split(".")[-3:]
+        others = [k for start, k in _OTHERS.items() if any(e.startswith(start) for e in ending)]
+        kind = f", but of the kind {others[0]!r}" if others else ""
         raise UserError(
-            f"{where} holds {key!r}, which is no matrix or alpha of a plain LoRA; DoRA, LoHa, LoKr "
-            "and whole differences cannot be added: give the model with it merged in."
+            f"{where} holds {key!r}, which is no matrix or alpha of a plain LoRA{kind}; only plain "
+            "LoRAs can be added: give the model with it merged in."
         )
-    return match["layer"], _ROLES.get(role, role.removeprefix("lora_"))
+    return _Name(match["layer"], _ROLES.get(role, role.removeprefix("lora_")), match["adapter"])
 
 
-def _low_rank(
-    matrices: Mapping[str, Tensor], name: str, *, settings: dict, layer: str, where: str
-) -> LowRank:
+class _Pair(NamedTuple):
+    """The two matrices of a layer, and its alpha if the file has one."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float | None
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+
+def _pair(matrices: Mapping[str, Tensor], name: str, where: str) -> _Pair:
     if not {"down", "up"} <= matrices.keys():
         raise UserError(f"{where} holds one matrix for {name!r}, expected two; get it again.")
     down, up = matrices["down"], matrices["up"]
@@ -138,48 +206,9 @@ def _low_rank(
             f"{where}: the matrices of {name!r} have the shapes {shapes}, whose ranks "
             f"{down.shape[0]} and {up.shape[1]} differ; get the file again."
         )
-    rank = down.shape[0]
     alpha = matrices.get("alpha")
     if alpha is None:
-        return LowRank(down=down, up=up, scale=_scale_told(settings, layer, rank, where))
+        return _Pair(down, up, None)
     if alpha.numel() != 1:
         raise UserError(f"{where}: the alpha of {name!r} is {alpha.numel()} values, expected one.")
-    return LowRank(down=down, up=up, scale=alpha.item() / rank)
-
-
-def _settings(path: Path, part: Part, *, is_peft: bool) -> dict[str, Any]:
-    """How the file was trained, as far as it is said outside of its tensors."""
-    told = read_metadata(path).get("lora_adapter_metadata")
-    if told is not None:
-        return _of_one_part(told, part, repr(str(path)))
-    if not is_peft:
-        return {}
-    return read_json(path.parent / "adapter_config.json", "it says the alpha of a peft file")
-
-
-def _of_one_part(told: str, part: Part, where: str) -> dict[str, Any]:
-    """Those of the settings "unet.lora_alpha" ... that are the part's; all where none is named."""
-    try:
-        values = json.loads(told)
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{where}: its lora_adapter_metadata is not a JSON object; get the file again."
-        )
-    if not any(name.startswith(tuple(_PREFIXES)) for name in values):
-        return values
-    return {k.removeprefix(f"{part}."): v for k, v in values.items() if k.startswith(f"{part}.")}
-
-
-def _scale_told(settings: Mapping[str, Any], layer: str, rank: int, where: str) -> float:
-    """alpha / r (Hu 2021), or alpha / sqrt(r) where trained so; 1 where nobody says an alpha."""
-    alpha = settings.get("lora_alpha", rank)
-    patterns = settings.get("alpha_pattern")
-    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-        ending = pattern.removeprefix("^")
-        if layer == ending or layer.endswith(f".{ending}"):
-            alpha = value
-    if not isinstance(alpha, int | float):
-        raise UserError(f"{where}: its lora_alpha is {alpha!r}, expected a number.")
-    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    return _Pair(down, up, check_alpha(alpha.item(), f"alpha of {name!r}", where))

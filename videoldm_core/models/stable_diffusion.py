@@ -5,7 +5,7 @@ one file in the layout of its authors. LoRA files are added to the weights they 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -16,6 +16,7 @@ from videoldm_core.models import single_file
 from videoldm_core.models.clip_text import load_clip_text, tower_of_file
 from videoldm_core.models.image import load_unet, load_vae
 from videoldm_core.models.lora import add_lora
+from videoldm_core.models.lora_file import embeddings_in
 from videoldm_core.models.single_file import Predicts
 from videoldm_core.models.text import TextTower
 from videoldm_core.models.weights import read_checkpoint
@@ -29,6 +30,7 @@ class ImageModel:
     vae: AutoencoderKL
     schedule: NoiseSchedule
     has_averages: bool = False  # its file holds an average of the UNet's weights too
+    remarks: tuple[str, ...] = ()  # what of its LoRA files was not used; no full stops
 
     def save(self, folder: Path) -> list[str]:
         """Writes unet/, vae/ and scheduler/ as diffusers does; returns their names."""
@@ -65,7 +67,7 @@ def load_image_model(
                 f"{str(lora)!r} holds no LoRA matrices for the unet; expected names like "
                 "'unet.….lora_A.weight' or 'lora_unet_….lora_down.weight'."
             )
-    return model
+    return replace(model, remarks=tuple(filter(None, map(_left_out, loras))))
 
 
 def load_text_tower(source: Path, *, loras: Sequence[Path] = ()) -> TextTower:
@@ -79,6 +81,18 @@ def load_text_tower(source: Path, *, loras: Sequence[Path] = ()) -> TextTower:
     weights = read_checkpoint(source, lambda name: name.startswith(single_file.TEXT))
     own = {name.removeprefix(single_file.TEXT): tensor for name, tensor in weights.items()}
     return tower_of_file(own, where=repr(str(source)), loras=loras)
+
+
+def _left_out(lora: Path) -> str:
+    """A remark on what a LoRA file holds besides the LoRA; "" where that is nothing."""
+    names = embeddings_in(lora)
+    if not names:
+        return ""
+    which = ", ".join(map(repr, names))
+    return (
+        f"the LoRA of {str(lora)!r} is added without the textual inversions in the file ({which}): "
+        "a prompt with these words means no more than it does without the file"
+    )
 
 
 def _from_file(source: Path, predicts: Predicts | None, ema: bool) -> ImageModel:

@@ -61,7 +61,8 @@ class BroughtTask:
         self.model = load_image_model(
             source, loras=config.loras, predicts=config.predicts, ema=config.ema
         )
-        self.remark = BOTH if self.model.has_averages and not config.ema else ""
+        averages = (BOTH,) if self.model.has_averages and not config.ema else ()
+        self.remark = "; ".join((*averages, *self.model.remarks))
         _check_use(_Shape.of(self.model.unet.config, self.model.vae.config), config)
         check_text(self.model.unet, null_text)
         if config.model == "upscaler":

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from videoldm_core.errors import UserError
 from videoldm_core.models.lora import add_lora
+from videoldm_core.models.lora_file import embeddings_in
 from videoldm_core.models.stable_diffusion import load_image_model
+from videoldm_core.objectives.brought import Brought, BroughtTask
 from videoldm_core.objectives.denoising import ScheduleConfig
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -177,24 +179,49 @@ def test_a_convolution_is_changed_in_its_kernel(layer, write):
 
 
 @pytest.mark.parametrize(
-    "ending",
+    ("ending", "kind"),
     [
-        "dora_scale",
-        "lora_mid.weight",
-        "diff",
-        "diff_b",
-        "hada_w1_a",
-        "lokr_w1",
-        "lora_B.bias",
-        "lora_magnitude_vector",
-        "alpha.weight",
+        ("dora_scale", ", but of the kind 'DoRA'"),
+        ("lora_magnitude_vector", ", but of the kind 'DoRA'"),
+        ("lora_magnitude_vector.default.weight", ", but of the kind 'DoRA'"),
+        ("lora_mid.weight", ", but of the kind 'LoRA with a middle matrix'"),
+        ("diff", ", but of the kind 'whole difference'"),
+        ("diff_b", ", but of the kind 'whole difference'"),
+        ("hada_w1_a", ", but of the kind 'LoHa'"),
+        ("lokr_w1", ", but of the kind 'LoKr'"),
+        ("oft_blocks", ", but of the kind 'OFT'"),
+        ("lora_B.bias", ", but of the kind 'LoRA with biases'"),
+        ("lora_B.default.bias", ", but of the kind 'LoRA with biases'"),
+        ("lora_embedding_A", ", but of the kind 'LoRA of embeddings'"),
+        ("alpha.weight", ""),
+        ("lora_A", ""),
+        ("lora_A.default", ""),
+        ("lora_A.a.b.weight", ""),
+        ("base_layer.weight", ""),
     ],
 )
 @pytest.mark.parametrize("start", [f"lora_unet_{KOHYA}.", f"unet.{LAYER}."])
-def test_what_is_more_than_a_plain_lora_is_refused_by_name(start, ending, write):
+def test_what_is_more_than_a_plain_lora_is_refused_by_its_kind(start, ending, kind, write):
     path = write({FIRST: DOWN, SECOND: UP, start + ending: torch.zeros(6)})
-    with pytest.raises(UserError, match=re.escape(f"holds '{start}{ending}', which is no matrix")):
+    message = f"holds '{start}{ending}', which is no matrix or alpha of a plain LoRA{kind}; only"
+    with pytest.raises(UserError, match=re.escape(message)):
         add_lora(unet(), path, part="unet")
+
+
+EMBEDDINGS = {
+    "bundle_emb.night-rain.string_to_param.*": torch.zeros(2, 5),
+    "bundle_emb.bad hands.emb_params": torch.zeros(1, 5),
+}
+
+
+def test_textual_inversions_in_the_file_are_passed_over_and_named(write):
+    first, second = NAMINGS["kohya"]
+    path = write({first: DOWN, second: UP, **EMBEDDINGS})
+    weights = unet()
+    assert add_lora(weights, path, part="unet") == 1
+    torch.testing.assert_close(weights[f"{LAYER}.weight"], unet()[f"{LAYER}.weight"] + UP @ DOWN)
+    assert add_lora({}, path, part="text_encoder") == 0
+    assert embeddings_in(path) == ["bad hands", "night-rain"]
 
 
 @pytest.mark.parametrize(
@@ -236,3 +263,19 @@ def test_an_image_model_takes_the_unets_part_of_a_file(tmp_path, small_unet, sma
     of_text = write({name.replace("unet.", "text_encoder."): t for name, t in [(FIRST, down)]})
     with pytest.raises(UserError, match="holds no LoRA matrices for the unet"):
         load_image_model(tmp_path / "model", loras=[of_text])
+
+
+def test_an_image_model_says_which_textual_inversions_were_left_out(
+    tmp_path, small_unet, small_vae, write
+):
+    small_unet("sd1").save_pretrained(tmp_path / "model" / "unet")
+    small_vae().save_pretrained(tmp_path / "model" / "vae")
+    ScheduleConfig().build().save(tmp_path / "model" / "scheduler")
+    down, up = matrices(*small_unet("sd1").get_parameter(f"{LAYER}.weight").shape)
+    path = write({FIRST: down, SECOND: up, **EMBEDDINGS})
+    (remark,) = load_image_model(tmp_path / "model", loras=[path]).remarks
+    assert "without the textual inversions in the file ('bad hands', 'night-rain')" in remark
+    brought = Brought(model="image", source=str(tmp_path / "model"), loras=(path,))
+    assert BroughtTask(brought, null_text=torch.zeros(1, 48)).remark == remark
+    plain = write({FIRST: down, SECOND: up})
+    assert load_image_model(tmp_path / "model", loras=[plain]).remarks == ()
