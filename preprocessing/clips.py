@@ -184,17 +184,17 @@ def _lot(source: Source) -> str:
 
 def _whole_videos(sources: Sequence[Source], long_enough: Sequence[Source]) -> HoldOut:
     """About one video in six, by a lot that later videos do not change; with two long ones."""
-    drawn = [source for source in sources if int(_lot(source)[:8], 16) * HELD_OUT_SHARE < 16**8]
-    by_lot = sorted(long_enough, key=_lot)
+    lots = {source.digest: _lot(source) for source in sources}
+    drawn = {digest for digest, lot in lots.items() if int(lot[:8], 16) * HELD_OUT_SHARE < 16**8}
+    long_ones = {source.digest for source in long_enough}
+    by_lot = sorted(long_ones, key=lots.__getitem__)
     least = min(2, len(by_lot) // 2)
-    count = sum(source in drawn for source in by_lot)
-    count = min(max(count, least), max(least, len(by_lot) // 3))
-    short = [source for source in drawn if source not in long_enough]
-    chosen = {source.digest for source in [*by_lot[:count], *short]}
+    count = min(max(len(drawn & long_ones), least), max(least, len(by_lot) // 3))
+    chosen = frozenset(by_lot[:count]) | (drawn - long_ones)
     return HoldOut(
         rule=f"{len(chosen)} whole videos of {len(sources)}, about one in {HELD_OUT_SHARE}, "
         "drawn by the digest of their bytes",
-        whole=frozenset(chosen),
+        whole=chosen,
     )
 
 

@@ -99,6 +99,14 @@ def test_more_videos_never_move_one_from_one_split_to_the_other():
     assert before == after & {video.digest for video, _ in few}
 
 
+def test_who_is_held_out_is_found_without_comparing_videos_with_one_another(monkeypatch):
+    compared = []
+    plain = Source.__eq__
+    monkeypatch.setattr(Source, "__eq__", lambda one, other: compared.append(1) or plain(one, other))
+    assert hold_out(videos(300), fps=16, longest_window=65).whole
+    assert len(compared) <= 300, "comparisons grow as the square of the number of videos"
+
+
 def test_the_order_of_the_videos_does_not_matter():
     some = videos(20)
     assert hold_out(some, fps=16, longest_window=65) == hold_out(
