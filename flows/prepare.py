@@ -112,21 +112,25 @@ class Preparation:
     def admission(self) -> Made:
         """Decodes every video and says what each stage will see."""
         from flows.steps import boxed_stages
-        from preprocessing.admission import admit
-        from preprocessing.sources import find_sources
+        from preprocessing.admission import admit, remarks_on
+        from preprocessing.sources import survey_folder
 
         out = self.run.out
-        admit(
-            find_sources(
-                self._folder_of_videos(), self.table.vocabulary, digests=out / "digests.json"
-            ),
+        survey = survey_folder(
+            self._folder_of_videos(), self.table.vocabulary, digests=out / "digests.json"
+        )
+        admission = admit(
+            survey.sources,
             video=self.table.video,
             windows={stage.name: (stage.frames, stage.strides) for stage in self.table.stages},
             boxed=boxed_stages(self.table),
+            left_out=survey.left_out,
             out=out,
             workers=usable_cores(),
             progress=lambda done, total, name: self._progress(done, total),
         )
+        for remark in remarks_on(admission):
+            self.journal.write(remark=remark)
         return Made(output=out / "admission.json", files=(out / "admission.html",))
 
     def pixels(self) -> Made:

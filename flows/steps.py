@@ -3,6 +3,7 @@
 No stage is known here by name: a stage needs what it starts from and the store it reads.
 """
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from flows.dag import Step
 from flows.prepare import launch_step, launch_text
 from flows.pretrained import brought_model, content_of, files_of, lora_files
 from flows.stages import Foreman
-from videoldm_core.files import files_below
+from preprocessing.listing import FoundFile, list_folder
 
 if TYPE_CHECKING:
     from videoldm_core.cascade import Preset, Stage
@@ -173,13 +174,21 @@ def sample_settings(sample: SampleConfig) -> dict[str, Any]:
 def inventory(folder: Path | None) -> list[list[Any]]:
     """Name, size and time of every file of the user's, so that new videos make admission due.
 
+    Of a file that cannot be read it is why instead: let be read, it makes admission due, too.
+
     Raises:
-        UserError: the folder cannot be read.
+        UserError: the folder itself cannot be read.
     """
     if folder is None:
         return []
-    stats = [(path, path.stat()) for path in files_below(folder)]
-    return [[path.relative_to(folder).as_posix(), s.st_size, s.st_mtime_ns] for path, s in stats]
+    return [_state(file) for file in list_folder(folder).files]
+
+
+def _state(file: FoundFile) -> list[Any]:
+    if file.refusal:
+        return [file.name, *file.refusal]
+    state = [file.name, file.size, file.changed_ns]
+    return state if os.access(file.path, os.R_OK) else [*state, "unreadable"]
 
 
 def _world(run: RunConfig, video: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from preprocessing.admission_record import (
     Window,
 )
 from preprocessing.admission_stages import needed_fps, problem_of, stage_report, unseen_by
+from preprocessing.captions import FORMS
 from preprocessing.clips import (
     Clip,
     cut_clips,
@@ -28,7 +29,8 @@ from preprocessing.clips import (
 )
 from preprocessing.decode import Probe
 from preprocessing.examine import DECODER, Finding, Progress, examine_all
-from preprocessing.sources import Source
+from preprocessing.names import printable, written_name
+from preprocessing.sources import NOTHING_ELSE, LeftOut, Source
 from videoldm_core.errors import UserError
 from videoldm_core.files import write_text_atomically
 
@@ -42,6 +44,7 @@ def admit(  # noqa: PLR0913 - one call site; what is admitted, for whom, and whe
     video: "VideoFormat",
     windows: Mapping[str, Window],
     boxed: Collection[str] = (),
+    left_out: LeftOut = NOTHING_ELSE,
     out: Path,
     workers: int = 1,
     progress: Progress | None = None,
@@ -51,6 +54,7 @@ def admit(  # noqa: PLR0913 - one call site; what is admitted, for whom, and whe
     Args:
         windows: stage name -> (frames, strides).
         boxed: stages of these that see single frames with boxes and no other.
+        left_out: what lies beside the videos, for the report.
         workers: child processes that decode side by side.
         progress: called with (done, total, name) after every video.
 
@@ -67,16 +71,37 @@ def admit(  # noqa: PLR0913 - one call site; what is admitted, for whom, and whe
         boxed=tuple(sorted(boxed)),
     )
     _check_clips_hold_windows(settings)
-    readable = [source for source in sources if source.digest]
+    readable = [source for source in sources if source.refusal is None]
     findings = examine_all(readable, out=out, workers=workers, progress=progress)
     admission = _assess(sources, findings, settings)
-    admission = admission.model_copy(update={"problem": problem_of(admission)})
+    admission = admission.model_copy(
+        update={"problem": problem_of(admission), "left_out": left_out}
+    )
     write_text_atomically(out / RECORD_FILE, admission.model_dump_json(indent=1) + "\n")
-    thumbnails = {digest: finding.thumbnail for digest, finding in findings.items()}
-    write_page(out / PAGE_FILE, admission, thumbnails)
+    write_page(
+        out / PAGE_FILE, admission, {key: found.thumbnail for key, found in findings.items()}
+    )
     if admission.problem:
         raise UserError(f"{admission.problem} (see {str(out / PAGE_FILE)!r}).")
     return admission
+
+
+def remarks_on(admission: Admission) -> list[str]:
+    """What somebody who does not open the report should know; sentences without a full stop."""
+    remarks = []
+    missing, accepted = admission.without_caption, admission.accepted
+    if missing:
+        remarks.append(
+            f"{missing} of {accepted} videos have no caption (captions are read from {FORMS})"
+        )
+    passed = [found for found in admission.left_out.passed_over if not found.is_hidden]
+    if passed:
+        others = f" and {len(passed) - 1} others" if len(passed) > 1 else ""
+        remarks.append(f"{passed[0].name!r}{others} passed over: {passed[0].reason}")
+    for said in admission.left_out.remarks[:1]:
+        others = len(admission.left_out.remarks) - 1
+        remarks.append(said + (f" (and {others} other remarks in {PAGE_FILE})" if others else ""))
+    return remarks
 
 
 def _check_clips_hold_windows(settings: Settings) -> None:
@@ -139,6 +164,7 @@ def _assess(
         split_rule=held.rule,
         accepted=len(accepted),
         refused=len(refusals),
+        captioned=sum(bool(source.caption) for source, _ in accepted),
         seconds=sum(probe.duration_s for _, probe in accepted),
         train_clips=sum(clip.split == "train" for clip in all_clips),
         heldout_clips=sum(clip.split == "heldout" for clip in all_clips),
@@ -155,8 +181,8 @@ def _refusals(
     refusals: dict[str, tuple[str, str]] = {}
     first_of: dict[str, str] = {}
     for source in sources:
-        if not source.digest:
-            refusals[source.name] = "unreadable", "the file cannot be read"
+        if source.refusal:
+            refusals[source.name] = source.refusal
             continue
         finding = findings[source.digest]
         if finding.probe is None:
@@ -178,7 +204,7 @@ def _refused(source: Source, why: tuple[str, str], finding: Finding | None) -> V
         **_identity(source),
         is_accepted=False,
         category=why[0],
-        reason=f"{why[0]}: {why[1]}",
+        reason=printable(f"{why[0]}: {why[1]}"),
         probe=finding.probe if finding else None,
     )
 
@@ -186,7 +212,7 @@ def _refused(source: Source, why: tuple[str, str], finding: Finding | None) -> V
 def _accepted(
     source: Source, probe: Probe, clips: Sequence[Clip], settings: Settings
 ) -> VideoReport:
-    notes = list(probe.warnings)
+    notes = [*probe.warnings, *source.notes]
     height, width = settings.height * settings.upscale, settings.width * settings.upscale
     if probe.height < height or probe.width < width:
         notes.append(
@@ -211,5 +237,5 @@ def _accepted(
 
 
 def _identity(source: Source) -> dict[str, Any]:
-    told = {"path", "labels", "frames"}
-    return {**source.model_dump(exclude=told), "path": str(source.path)}
+    kept = {"name", "digest", "size", "caption"}
+    return {**source.model_dump(include=kept), "path": written_name(source.path)}

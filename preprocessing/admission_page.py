@@ -1,13 +1,15 @@
 """The admission report as one HTML page that opens from disk; decides nothing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from html import escape
 from pathlib import Path
 
 from preprocessing.admission_record import Admission, StageReport, VideoReport
+from preprocessing.names import printable
 from videoldm_core.files import write_text_atomically
 
-_MOST_SHOWN = 500  # accepted videos on the page; all of them are in admission.json
+_MOST_SHOWN = 500  # rows of a table; all of them are in admission.json
+_MOST_OF_TEXT = 300  # characters of a caption or a reason
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --quiet: #888; --bad: #c62828; --good: #2e7d32 }
@@ -17,7 +19,7 @@ table { border-collapse: collapse; width: 100% }
 th { text-align: left; font-weight: 600; color: var(--quiet); font-size: .85rem }
 th, td { padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-td.name { overflow-wrap: anywhere; max-width: 22rem }
+td.name { overflow-wrap: anywhere; min-width: 12rem; max-width: 22rem }
 img { width: 128px; border-radius: 4px; display: block }
 .numbers { display: flex; gap: 2.5rem; flex-wrap: wrap; margin: 1.2rem 0 }
 .numbers b { display: block; font-size: 1.7rem; font-weight: 600 }
@@ -40,6 +42,7 @@ def write_page(path: Path, admission: Admission, thumbnails: Mapping[str, str]) 
             _numbers(admission),
             _stages(admission),
             _refused(admission),
+            _left_out(admission),
             _accepted(admission, thumbnails),
         ]
     )
@@ -64,6 +67,8 @@ def _numbers(admission: Admission) -> str:
         (f"{admission.seconds / 60:.1f}", "minutes accepted"),
         (f"{admission.train_clips}", "training clips"),
         (f"{admission.heldout_clips}", "held-out clips"),
+        (f"{admission.captioned}", "videos with a caption"),
+        (f"{admission.without_caption}", "without a caption"),
     ]
     shown = "".join(f"<div><b>{number}</b>{label}</div>" for number, label in numbers)
     large = f"{settings.width * settings.upscale}x{settings.height * settings.upscale}"
@@ -123,35 +128,63 @@ def _refused(admission: Admission) -> str:
         return ""
     rows = [
         [
-            escape(video.name),
-            f'<span class="bad">{escape(video.reason)}</span>',
+            _text(video.name),
+            f'<span class="bad">{_text(video.reason)}</span>',
             f"{video.size / 1000:,.1f} kB",
         ]
-        for video in videos
+        for video in videos[:_MOST_SHOWN]
     ]
-    return f"<h2>Refused ({len(videos)})</h2>" + _table(["*video", "reason", "#size"], rows)
+    return (
+        f"<h2>Refused ({len(videos)})</h2>"
+        + _table(["*video", "reason", "#size"], rows)
+        + _more(videos)
+    )
+
+
+def _left_out(admission: Admission) -> str:
+    """What else lies in the folder."""
+    left = admission.left_out
+    remarks = "".join(f"<li>{_text(remark)}</li>" for remark in left.remarks[:_MOST_SHOWN])
+    parts = [f"<ul>{remarks}</ul>{_more(left.remarks)}"] if remarks else []
+    if left.passed_over:
+        rows = [[_text(it.name), _text(it.reason)] for it in left.passed_over[:_MOST_SHOWN]]
+        parts.append(_table(["*passed over", "reason"], rows) + _more(left.passed_over))
+    if left.files:
+        counts = ", ".join(f"{count:,} {_text(kind)}" for kind, count in left.files.items())
+        parts.append(f"<p>Files that are not looked at: {counts}.</p>")
+    return "<h2>What else is in the folder</h2>" + "".join(parts) if parts else ""
 
 
 def _accepted(admission: Admission, thumbnails: Mapping[str, str]) -> str:
     videos = [video for video in admission.videos if video.is_accepted]
     if not videos:
         return ""
-    rest = len(videos) - _MOST_SHOWN
-    more = f'<p class="quiet">and {rest:,} more in admission.json</p>' if rest > 0 else ""
     return (
         f"<h2>Accepted ({len(videos)})</h2>"
         + _table(
             ["", "*video", "#length", "#rate", "size", "#clips", "split", "to know"],
             [_video(video, thumbnails.get(video.digest, "")) for video in videos[:_MOST_SHOWN]],
         )
-        + more
+        + _more(videos)
     )
+
+
+def _more(rows: Sized) -> str:
+    rest = len(rows) - _MOST_SHOWN
+    return f'<p class="quiet">and {rest:,} more in admission.json</p>' if rest > 0 else ""
+
+
+def _text(words: str) -> str:
+    """Somebody else's words as HTML: short, on one line, and turning no other text around."""
+    words = printable(words)
+    shown = words if len(words) <= _MOST_OF_TEXT else words[: _MOST_OF_TEXT - 1] + "…"
+    return f"<bdi>{escape(shown)}</bdi>"
 
 
 def _video(video: VideoReport, thumbnail: str) -> list[str]:
     probe = video.probe
     assert probe is not None, "an accepted video was probed"
-    notes = [escape(note) for note in video.notes]
+    notes = [_text(note) for note in video.notes]
     for reason, stages in (
         ("too short", video.unseen_by),
         (f"too slow ({probe.mean_fps:.3g} frames/s)", video.too_slow_for),
@@ -160,13 +193,13 @@ def _video(video: VideoReport, thumbnail: str) -> list[str]:
         if stages:
             notes.append(f'<span class="bad">{reason} for {escape(", ".join(stages))}</span>')
     listed = "".join(f"<li>{note}</li>" for note in notes)
-    caption = f'<div class="quiet">{escape(video.caption)}</div>' if video.caption else ""
+    caption = f'<div class="quiet">{_text(video.caption)}</div>' if video.caption else ""
     return [
         f'<img src="{escape(thumbnail)}" alt="">' if thumbnail else "",
-        escape(video.name) + caption,
+        _text(video.name) + caption,
         f"{probe.duration_s:.2f} s",
         f"{probe.fps:.3g}{' (varies)' if probe.variable_rate else ''}",
-        f"{probe.width}x{probe.height} {escape(probe.codec)}",
+        f"{probe.width}x{probe.height} {_text(probe.codec)}",
         str(video.clips),
         {"heldout": "held out", "train": "training"}.get(video.split, video.split),
         f"<ul>{listed}</ul>" if listed else "",

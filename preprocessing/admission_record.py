@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from preprocessing.clips import Clip
 from preprocessing.decode import Probe
+from preprocessing.sources import LeftOut
 from videoldm_core.errors import UserError
 from videoldm_core.files import unreadable
 from videoldm_core.records import Record
@@ -29,8 +30,8 @@ class Settings(Record):
 class VideoReport(Record):
     """One video: used, or refused with its reason."""
 
-    name: str
-    path: str
+    name: str  # below the folder of videos, as preprocessing/names.py writes it
+    path: str  # the whole of it, written in the same way
     digest: str
     size: int  # bytes
     caption: str
@@ -38,7 +39,7 @@ class VideoReport(Record):
     category: str = ""  # of the refusal: encrypted, truncated, too short ...
     reason: str = ""
     probe: Probe | None = None
-    notes: tuple[str, ...] = ()  # header against frames, damage, enlargement
+    notes: tuple[str, ...] = ()  # header against frames, damage, enlargement, doubtful captions
     unseen_by: tuple[str, ...] = ()  # stages none of whose windows fits into a clip of it
     too_slow_for: tuple[str, ...] = ()  # stages in whose windows some of its frames would repeat
     without_boxes_for: tuple[str, ...] = ()  # stages of boxes, where none of its frames has any
@@ -69,13 +70,20 @@ class Admission(Record):
     split_rule: str
     accepted: int
     refused: int
+    captioned: int = 0  # of the accepted ones
     seconds: float  # of accepted video
     train_clips: int
     heldout_clips: int
     stages: tuple[StageReport, ...]
     videos: tuple[VideoReport, ...]
     clips: tuple[Clip, ...]
+    left_out: LeftOut = LeftOut()  # what else lies in the folder
     problem: str = ""
+
+    @property
+    def without_caption(self) -> int:
+        """How many of the accepted videos have no caption."""
+        return self.accepted - self.captioned
 
 
 def read_admission(out: Path) -> Admission | None:

@@ -1,7 +1,9 @@
 """Why a file gives no video: a category and a detail, from the error and a look at the bytes."""
 
+import errno
 from pathlib import Path
 
+from preprocessing.listing import refusal_of
 from videoldm_core.errors import UserError
 
 _LOOKED_AT_BYTES = 4 * 1024 * 1024  # at either end of the file: where mp4 keeps its index
@@ -20,6 +22,8 @@ class DecodeError(UserError):
 
 def reason_for_no_video(path: Path, error: Exception) -> DecodeError:
     """The reason for a file that does not even open."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.EACCES):
+        return DecodeError(*refusal_of(error))
     if path.is_file() and path.stat().st_size == 0:
         return DecodeError("empty file", "it has 0 bytes")
     said = getattr(error, "strerror", None) or str(error)

@@ -3,6 +3,7 @@
 A folder of a million videos is read once, not in every run. Whatever is doubtful is read again.
 """
 
+import hashlib
 import logging
 import time
 from pathlib import Path
@@ -11,28 +12,33 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
+from preprocessing.names import written_name
 from videoldm_core.files import sha256_of_file, write_text_atomically
 from videoldm_core.records import Record
 
 SAVE_EVERY_S = 60.0  # what a killed run has read so far is not read again
+SAVE_SHARE = 0.02  # of the time, at most: of a million files, saving takes a while
 # Until a file is this old it may change once more within one tick of its file system's clock.
 SETTLED_NS = 2_000_000_000
+
+_OF_NOTHING = hashlib.sha256(b"").hexdigest()  # what the kernel shows as empty may never end
 
 _log = logging.getLogger(__name__)
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Known = tuple[int, int, Digest]  # size in bytes, time of change in ns, SHA-256
+State = tuple[int, int, int, int]  # size in bytes, mtime and ctime in ns, inode
+Known = tuple[int, int, int, int, Digest]  # the state, and the SHA-256
 
 
 class _File(Record):
     """What the file of digests holds."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     files: dict[str, Known] = {}
 
 
 class Digests:
-    """Digests by path, size and time of change; use as a context manager, which keeps them.
+    """Digests by path, size, times and inode; use as a context manager, which keeps them.
 
     Files that were not asked about are forgotten.
 
@@ -45,7 +51,7 @@ class Digests:
         self._path = path
         self._known = _read(path) if path else {}
         self._asked: dict[str, Known] = {}
-        self._saved_at = time.monotonic()
+        self._saved_at, self._save_every_s = time.monotonic(), SAVE_EVERY_S
 
     def of(self, path: Path) -> str:
         """Hex SHA-256 of a file, read only if it is not known.
@@ -54,27 +60,28 @@ class Digests:
             OSError: it cannot be read.
             UserError: the digests cannot be written.
         """
-        # Names need not be UTF-8, JSON must be.
-        name = str(path.absolute()).encode(errors="backslashreplace").decode()
+        name = written_name(path.absolute())
         before = path.stat()
-        state = before.st_size, before.st_mtime_ns
+        state: State = before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino
         known = self._known.get(name)
-        if known is not None and known[:2] == state:
+        if known is not None and known[:-1] == state:
             self._asked[name] = known
-            return known[2]
+            return known[-1]
         # As it was before it was read: what changes meanwhile has another time afterwards.
         is_settled = time.time_ns() - before.st_mtime_ns > SETTLED_NS
-        digest = sha256_of_file(path)
+        digest = sha256_of_file(path) if before.st_size else _OF_NOTHING
         if is_settled:
             self._asked[name] = (*state, digest)
-        if time.monotonic() - self._saved_at > SAVE_EVERY_S:
+        if time.monotonic() - self._saved_at > self._save_every_s:
             self._save(self._known | self._asked)
         return digest
 
     def _save(self, files: dict[str, Known]) -> None:
+        began = time.monotonic()
         if self._path and files != self._known:
             write_text_atomically(self._path, _File(files=files).model_dump_json() + "\n")
         self._known, self._saved_at = files, time.monotonic()
+        self._save_every_s = max(SAVE_EVERY_S, (self._saved_at - began) / SAVE_SHARE)
 
     def __enter__(self) -> "Digests":
         return self

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from preprocessing.damage import DecodeError
 from preprocessing.decode import Probe, decode_frames, probe_video
 from preprocessing.isolation import Call, IsolatedError, Workers
-from preprocessing.sources import Source
+from preprocessing.sources import Source, refusal_since
 from videoldm_core.files import disk_error
 from videoldm_core.records import Record
 
@@ -29,6 +29,8 @@ Progress = Callable[[int, int, str], None]  # done, total, name of the video jus
 _THUMBNAIL_WIDTH = 128
 _TIMEOUT_S = 60.0
 _SLOWEST_BYTES_PER_S = 200_000  # a two-hour film gets its hours
+
+_MAY_GO_WELL_NEXT_TIME = ("stopped", "gone", "unreadable")  # by a limit, or not of the content
 
 _log = logging.getLogger(__name__)
 
@@ -66,15 +68,18 @@ def examine_all(
         UserError: findings cannot be written into `out`.
     """
     known = _known_findings(out / FINDINGS)
-    contents = {source.digest: source for source in sources}
+    contents: dict[str, Source] = {}
+    for source in sources:
+        contents.setdefault(source.digest, source)
     findings = {digest: known[digest] for digest in contents if digest in known}
     waiting = [source for digest, source in contents.items() if digest not in findings]
     done = len(findings)
     if progress and done:
         progress(done, len(contents), f"{done} examined before")
     for source, finding in _examine(waiting, workers):
+        finding, is_of_content = _as_the_file_is_now(source, finding)
         findings[source.digest] = finding
-        if finding.category != "stopped":  # by a limit: another time it may go well
+        if is_of_content and finding.category not in _MAY_GO_WELL_NEXT_TIME:
             _keep(out / FINDINGS, finding)
         done += 1
         if progress:
@@ -98,6 +103,14 @@ def _examine(sources: Sequence[Source], workers: int) -> Iterator[tuple[Source, 
             else:
                 category, detail = _reason(error)
                 yield source, Finding(digest=source.digest, category=category, detail=detail)
+
+
+def _as_the_file_is_now(source: Source, finding: Finding) -> tuple[Finding, bool]:
+    """The finding, and whether it is of the content that was digested, not of what came after."""
+    refusal = refusal_since(source)
+    if refusal is None:
+        return finding, True
+    return Finding(digest=source.digest, category=refusal.category, detail=refusal.detail), False
 
 
 def _reason(error: Exception) -> tuple[str, str]:

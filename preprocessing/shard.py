@@ -187,7 +187,7 @@ def _write_in_order(
             item = waiting.pop(following)
             following += 1
             if isinstance(item, DroppedClip):
-                _log.warning("%s: %s (clip %s left out)", item.source, item.reason, item.key)
+                _log.warning("%r: %s (clip %s left out)", item.source, item.reason, item.key)
                 dropped.append(item)
             else:
                 writer.add(item)

@@ -1,4 +1,4 @@
-"""What a file NAME.json beside a video says of it: labels of the whole, boxes in some frames.
+"""Labels of a whole video and boxes in some of its frames, from a file NAME.json beside it.
 
 {"labels": {"time": "night"},
  "frames": [{"time_s": 1.25, "boxes": [{"class": "car", "box": [0.1, 0.5, 0.3, 0.7]}]}]}
@@ -13,10 +13,14 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import FailFast, Field
 
+from preprocessing.beside import Beside
+from preprocessing.listing import FoundFile, Refusal
+from preprocessing.names import printable
 from videoldm_core.annotations import Box, GivenBox, Vocabulary, Word
 from videoldm_core.errors import UserError
 from videoldm_core.records import Record, parse_record
 
+SIDECAR_SUFFIX = ".json"
 LARGEST_BYTES = 16 << 20  # ten boxes in each of 20,000 frames
 MOST_KEYS = 100  # of one object; a message names one wrong key, not a million
 
@@ -38,20 +42,55 @@ class _Sidecar(Record):
     frames: Annotated[tuple[_Frame, ...], FailFast()] = ()
 
 
-def read_sidecar(
-    video: Path, vocabulary: Vocabulary
-) -> tuple[dict[str, str], tuple[TimedBoxes, ...]]:
-    """Labels, and boxes in order of time, of a video; nothing where there is no file.
+class VideoAnnotations(NamedTuple):
+    """Labels and boxes of one video, the boxes in order of time."""
 
-    One folder serves several presets: the labels are ignored where `vocabulary` has no label at
-    all, the boxes where it has no class, and the file is not opened where it has neither.
+    labels: dict[str, str] = {}
+    frames: tuple[TimedBoxes, ...] = ()
+    notes: tuple[str, ...] = ()
+    refusal: Refusal | None = None  # why they are not known
+
+
+class Sidecars:
+    """The labels and boxes of the videos of a folder.
+
+    One folder serves several presets: where `vocabulary` has no words, no file is opened.
+    """
+
+    def __init__(self, beside: Beside, vocabulary: Vocabulary) -> None:
+        self._beside, self._vocabulary = beside, vocabulary
+        self.read: set[str] = set()  # names of the files that were opened
+
+    def of(self, video: FoundFile) -> VideoAnnotations:
+        """Those of one video; none where there is no file."""
+        if not (self._vocabulary.labels or self._vocabulary.box_classes):
+            return VideoAnnotations()
+        files, doubtful = self._beside.of(video, SIDECAR_SUFFIX)
+        self.read.update(file.name for file in files)
+        notes = [f"{file.name!r} may be another video's and is not read" for file in doubtful]
+        notes += [f"{file.name!r} is not read, as there is {files[0].name!r}" for file in files[1:]]
+        if not files:
+            return VideoAnnotations(notes=tuple(notes))
+        try:
+            if files[0].refusal:
+                raise UserError(f"{files[0].name!r} cannot be read: {files[0].refusal.detail}")
+            labels, frames = read_sidecar(files[0].path, self._vocabulary)
+        except UserError as error:
+            said = printable(str(error)).removesuffix(".")
+            return VideoAnnotations(refusal=Refusal("bad annotations", said))
+        return VideoAnnotations(labels, frames, tuple(notes))
+
+
+def read_sidecar(
+    path: Path, vocabulary: Vocabulary
+) -> tuple[dict[str, str], tuple[TimedBoxes, ...]]:
+    """Labels, and boxes in order of time, from a NAME.json.
+
+    The labels are ignored where `vocabulary` has no label at all, the boxes where it has no class.
 
     Raises:
         UserError: the file cannot be read or says what it must not; names the file and the key.
     """
-    path = video.with_suffix(".json")
-    if not (vocabulary.labels or vocabulary.box_classes) or not path.is_file():
-        return {}, ()
     sidecar = parse_record(_Sidecar, _read_json(path), where=repr(str(path)))
     labels = vocabulary.known_labels(sidecar.labels, where=repr(str(path)))
     return labels, _frames(sidecar, vocabulary, path) if vocabulary.box_classes else ()

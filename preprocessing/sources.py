@@ -1,183 +1,211 @@
 """The user's folder of videos: which files, with which captions, labels and boxes, and digests.
 
-Opens no video.
+Opens no video. Whatever is odd about one file costs that file alone, and is said.
 """
 
-import csv
+import errno
 import hashlib
-import io
-import logging
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from preprocessing.beside import Beside
+from preprocessing.captions import FORMS, TEXT_SUFFIXES, Captions
 from preprocessing.digests import Digests
-from preprocessing.sidecars import TimedBoxes, read_sidecar
+from preprocessing.listing import (
+    FoundFile,
+    Listing,
+    PassedOver,
+    Refusal,
+    counted_by_suffix,
+    list_folder,
+    refusal_of,
+)
+from preprocessing.sidecars import SIDECAR_SUFFIX, Sidecars, TimedBoxes
 from videoldm_core.annotations import Vocabulary
 from videoldm_core.errors import UserError
-from videoldm_core.files import files_below, unreadable
 from videoldm_core.records import Record
 
-_VIDEO_KINDS = "3g2 3gp asf avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv"
+# What the reader's containers are called; each was read back from a file of its kind.
+_VIDEO_KINDS = (
+    "264 265 3g2 3gp asf avc avi dif divx dv f4v flv gif h264 h265 hevc ismv ivf m1v m2t m2ts m2v "
+    "m4v mj2 mk3d mkv mov mp4 mpeg mpg mts mxf ogm ogv qt rm rmvb ts vob vro webm wmv wtv y4m"
+)
 VIDEO_SUFFIXES = frozenset(f".{kind}" for kind in _VIDEO_KINDS.split())
-CAPTIONS_TABLE = "captions.csv"
 NO_WORDS = Vocabulary()
-
-_log = logging.getLogger(__name__)
+_MOST_HOLES = 1 << 30  # bytes; a file with more is a copy or a download that did not end
 
 
 class Source(Record):
     """One video file as it lies in the user's folder."""
 
-    name: str  # path below the folder, with forward slashes
+    name: str  # path below the folder, with forward slashes, as names.py writes it
     path: Path
     size: int  # bytes
-    digest: str  # hex SHA-256 of the file; empty when it cannot be read
+    digest: str  # hex SHA-256 of the file; empty when it is refused
     caption: str
     labels: dict[str, str] = {}
     frames: tuple[TimedBoxes, ...] = ()  # in which boxes are annotated
+    changed_ns: int | None = None  # when its content changed last, before it was read
+    refusal: Refusal | None = None  # why it is not used; None: nothing is wrong so far
+    notes: tuple[str, ...] = ()  # what somebody who looks at the video's line should know
+
+
+class LeftOut(Record):
+    """What lies in the folder besides videos and what belongs to them."""
+
+    files: dict[str, int] = {}  # suffix -> how many that nobody looks at, most first
+    passed_over: tuple[PassedOver, ...] = ()
+    remarks: tuple[str, ...] = ()  # on files that were not understood
+
+
+NOTHING_ELSE = LeftOut()
+
+
+class Survey(NamedTuple):
+    """A folder of videos."""
+
+    sources: list[Source]  # in name order
+    left_out: LeftOut
 
 
 def find_sources(
     folder: Path, vocabulary: Vocabulary = NO_WORDS, *, digests: Path | None = None
 ) -> list[Source]:
-    """Every video file below `folder`, in name order.
+    """The sources of `survey_folder`."""
+    return survey_folder(folder, vocabulary, digests=digests).sources
 
-    A caption comes from NAME.txt beside NAME.mp4, else from captions.csv at the folder's top
-    (columns file,caption), else it is empty. Labels and boxes come from NAME.json (sidecars.py).
+
+def survey_folder(
+    folder: Path, vocabulary: Vocabulary = NO_WORDS, *, digests: Path | None = None
+) -> Survey:
+    """Every video file below `folder`, in name order, and what else lies there.
+
+    Captions come from one of the forms in captions.py, labels and boxes from NAME.json
+    (sidecars.py). A video that cannot be read, or whose caption, labels or boxes cannot be, has its
+    refusal.
 
     Args:
         vocabulary: the labels and classes that exist; without any, no NAME.json is read.
         digests: where digests are kept, so that unchanged files are not read again (digests.py).
 
     Raises:
-        UserError: the folder is missing, holds no video file or cannot be read, captions, labels
-            or boxes cannot be read, or the digests cannot be written.
+        UserError: the folder is missing, holds no video file or cannot be read, its captions.csv
+            cannot be used, or the digests cannot be written.
     """
-    paths = _video_paths(folder)
-    table = _read_captions(folder)
-    names = {path.relative_to(folder).as_posix(): path for path in paths}
-    _check_captions_meet_videos(folder, table, set(names))
-    known = {name: read_sidecar(path, vocabulary) for name, path in names.items()}
-    with Digests(digests) as of_files:
-        return [
-            Source(
-                name=name,
-                path=path,
-                size=path.stat().st_size,
-                digest=_digest(path, of_files),
-                caption=_caption_beside(path) or table.get(name, ""),
-                labels=known[name][0],
-                frames=known[name][1],
-            )
-            for name, path in sorted(names.items())
-        ]
-
-
-def _video_paths(folder: Path) -> list[Path]:
-    if not folder.exists():
-        raise UserError(
-            f"The video folder {str(folder)!r} does not exist; give the path of a folder of videos."
-        )
-    if not folder.is_dir():
-        raise UserError(
-            f"{str(folder)!r} is a file, not a folder; give the folder that holds the video files."
-        )
-    files = [
-        path
-        for path in files_below(folder)
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    if not files:
-        raise UserError(
-            f"The video folder {str(folder)!r} is empty; put video files (mp4, mkv ...) into it."
-        )
-    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    listing = list_folder(folder)
+    videos = [file for file in listing.files if is_video(file)]
+    others = [file for file in listing.files if not is_video(file)]
     if not videos:
-        raise UserError(
-            f"None of the {len(files)} files in {str(folder)!r} is a video; put files ending in "
-            f"one of {_VIDEO_KINDS} into it."
-        )
-    return videos
+        raise _no_videos(folder, listing)
+    beside = Beside(videos, others + listing.folders, {*TEXT_SUFFIXES, SIDECAR_SUFFIX})
+    captions = Captions(folder, videos, others + listing.folders, beside)
+    annotations = Sidecars(beside, vocabulary)
+    with Digests(digests) as of_files:
+        sources = [_source(video, captions, annotations, of_files) for video in videos]
+    read = captions.read | annotations.read
+    unread = [file for file in others if file.name not in read]
+    return Survey(sources, _left_out(listing, unread, captions.remarks))
 
 
-def _digest(path: Path, of_files: Digests) -> str:
+def is_video(file: FoundFile) -> bool:
+    """Whether it is named like one."""
+    return file.path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def refusal_since(source: Source) -> Refusal | None:
+    """Why what was decoded may not be what was digested: the file is gone, or another one now."""
     try:
-        return of_files.of(path)
+        found = source.path.stat()
     except OSError as error:
-        _log.warning("%s cannot be read: %s", path, error)
-        return ""
-
-
-def _caption_beside(video: Path) -> str:
-    beside = video.with_suffix(".txt")
-    return " ".join(_read_text(beside).split()) if beside.is_file() else ""
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise unreadable(path, error) from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{str(path)!r} is not UTF-8 text (byte {error.start}); save it as UTF-8 and run again."
-        ) from None
-
-
-def _read_captions(folder: Path) -> dict[str, str]:
-    """Captions by file name from captions.csv; empty when there is none."""
-    path = folder / CAPTIONS_TABLE
-    if not path.is_file():
-        return {}
-    rows = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
-    captions: dict[str, str] = {}
-    try:
-        columns = rows.fieldnames or []
-        if sorted(columns) != ["caption", "file"]:
-            raise UserError(
-                f"{str(path)!r} has the columns {','.join(columns) or 'none'}; "
-                "its first line must be file,caption."
-            )
-        for row in rows:
-            _add_caption(captions, row, where=f"{str(path)!r} line {rows.line_num}")
-    except csv.Error as error:
-        raise UserError(
-            f"{str(path)!r} line {rows.reader.line_num} is not valid CSV ({error}); put captions "
-            'with commas in double quotes ("a red car, at night").'
-        ) from None
-    return captions
-
-
-def _add_caption(
-    captions: dict[str, str], row: dict[str | None, str | None], *, where: str
-) -> None:
-    if None in row or None in row.values():
-        raise UserError(
-            f"{where} does not have two columns; write file,caption and put captions with commas "
-            "in double quotes."
-        )
-    name = Path((row["file"] or "").strip()).as_posix()
-    caption = " ".join((row["caption"] or "").split())
-    if captions.get(name, caption) != caption:
-        raise UserError(f"{where} gives {name!r} a second caption; keep one line per file.")
-    captions[name] = caption
-
-
-def _check_captions_meet_videos(folder: Path, table: dict[str, str], names: set[str]) -> None:
-    strays = sorted(set(table) - names)
-    if table and len(strays) == len(table):
-        raise UserError(
-            f"No line of {str(folder / CAPTIONS_TABLE)!r} names a video of the folder (the first "
-            f"is {strays[0]!r}); write paths relative to the folder."
-        )
-    if strays:
-        _log.warning(
-            "%s names %d files that are not there, such as %r",
-            CAPTIONS_TABLE,
-            len(strays),
-            strays[0],
-        )
+        return refusal_of(error)
+    if source.changed_ns in (None, found.st_mtime_ns) and source.size == found.st_size:
+        return None
+    return Refusal("changed", "it was written to while it was looked at; run again when it is done")
 
 
 def digest_of_text(text: str) -> str:
     """Hex SHA-256 of a text: for keys and for choices that must not depend on order."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _source(
+    video: FoundFile, captions: Captions, annotations: Sidecars, digests: Digests
+) -> Source:
+    caption, annotated = captions.of(video), annotations.of(video)
+    refusal = video.refusal or caption.refusal or annotated.refusal
+    size, changed_ns, digest = video.size, video.changed_ns, ""
+    if refusal is None:
+        try:
+            found = video.path.stat()
+            size, changed_ns = found.st_size, found.st_mtime_ns
+            refusal = _sparse(video.path, found)
+            digest = "" if refusal else digests.of(video.path)
+        except OSError as error:
+            refusal = refusal_of(error)
+    return Source(
+        name=video.name,
+        path=video.path,
+        size=size,
+        digest=digest,
+        caption=caption.text,
+        labels=annotated.labels,
+        frames=annotated.frames,
+        changed_ns=changed_ns,
+        refusal=refusal,
+        notes=caption.notes + annotated.notes,
+    )
+
+
+def _sparse(path: Path, found: os.stat_result) -> Refusal | None:
+    """Refuses a file that is mostly not there, which may claim to be larger than any disk."""
+    stored = found.st_blocks * 512
+    if found.st_size - stored <= _MOST_HOLES:
+        return None
+    holes = position = 0
+    with path.open("rb") as file:
+        while position < found.st_size and holes <= _MOST_HOLES:
+            try:
+                data = os.lseek(file.fileno(), position, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # this file system knows no holes
+                    return None
+                data = found.st_size  # a hole up to the end
+            holes += data - position
+            position = os.lseek(file.fileno(), data, os.SEEK_HOLE) if data < found.st_size else data
+    if holes <= _MOST_HOLES:  # the disk compresses, or does not say what it stores
+        return None
+    return Refusal(
+        "sparse",
+        f"of its {found.st_size:,} bytes {stored:,} are there: a copy or download that did not end",
+    )
+
+
+def _no_videos(folder: Path, listing: Listing) -> UserError:
+    passed = ""
+    if listing.passed_over:
+        first = listing.passed_over[0]
+        passed = f" ({len(listing.passed_over)} are passed over, as {first.name!r}: {first.reason})"
+    if not listing.files:
+        return UserError(
+            f"The video folder {str(folder)!r} is empty{passed}; put video files (mp4, mkv ...) "
+            "into it."
+        )
+    return UserError(
+        f"None of the {len(listing.files)} files in {str(folder)!r} is a video{passed}; put files "
+        f"ending in one of {_VIDEO_KINDS} into it."
+    )
+
+
+def _left_out(listing: Listing, unread: Sequence[FoundFile], remarks: Sequence[str]) -> LeftOut:
+    unknown = [
+        f"{file.name!r} is not read: captions come from {FORMS}"
+        for file in unread
+        if file.path.name.lower().partition(".")[0] in ("captions", "metadata")
+    ]
+    return LeftOut(
+        files=counted_by_suffix((file.name for file in unread), hidden=listing.hidden),
+        passed_over=tuple(listing.passed_over),
+        remarks=(*remarks, *unknown),
+    )

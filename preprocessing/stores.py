@@ -18,6 +18,7 @@ from preprocessing.clips import Clip
 from preprocessing.decode import RESIZER
 from preprocessing.encode import encode_side_by_side
 from preprocessing.isolation import Call, Outcome, Workers
+from preprocessing.names import path_below
 from preprocessing.shard import (
     DroppedClip,
     Made,
@@ -159,7 +160,7 @@ def _identity(
 
 
 def _source(request: StoreRequest, clip: Clip) -> tuple[Path, list[float]]:
-    return request.folder_of_videos / clip.source, clip.times_s()
+    return path_below(request.folder_of_videos, clip.source), clip.times_s()
 
 
 def _isolated(

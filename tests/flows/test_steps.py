@@ -1,7 +1,9 @@
 """The graph of a run follows the stage table."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +11,7 @@ from flows.config import SampleConfig, load_run
 from flows.dag import Step, ancestors, in_order
 from flows.launch.local import LocalLauncher
 from flows.stages import Foreman
-from flows.steps import boxed_stages, cascade_steps, encoder_stage, sample_settings
+from flows.steps import boxed_stages, cascade_steps, encoder_stage, inventory, sample_settings
 from flows.table import table_of
 from flows.tracking import Tracker
 from videoldm_core.annotations import LabelKind, Vocabulary
@@ -72,6 +74,31 @@ def test_the_users_videos_are_not_filmed_and_their_change_is_noticed(tmp_path):
     (videos / "b.mp4").write_bytes(b"2")
     after = steps_of(tmp_path, f"videos={videos}")
     assert before["admission"].settings != after["admission"].settings
+
+
+def test_an_odd_file_in_the_folder_of_videos_does_not_stop_the_command(tmp_path):
+    videos = tmp_path / "mine"
+    videos.mkdir()
+    (videos / "a.mp4").write_bytes(b"1")
+    (videos / "b.mp4").symlink_to("nowhere")
+    os.mkfifo(videos / "c.mp4")
+    Path(os.fsdecode(os.fsencode(videos) + b"/\xe9.mp4")).touch()
+    (tmp_path / "elsewhere").mkdir()
+    (videos / "linked").symlink_to(tmp_path / "elsewhere")
+    stat = os.stat(videos / "a.mp4")
+    found = inventory(videos)
+    assert found[1] == ["a.mp4", 1, stat.st_mtime_ns]
+    assert [name for name, *_ in found] == [r"\xe9.mp4", "a.mp4", "b.mp4", "c.mp4"]
+    assert json.loads(json.dumps(found)) == found
+    (tmp_path / "elsewhere" / "d.mp4").touch()
+    assert "linked/d.mp4" in [name for name, *_ in inventory(videos)]
+
+
+def test_a_video_that_may_be_read_now_makes_admission_due(tmp_path, monkeypatch):
+    (tmp_path / "a.mp4").write_bytes(b"1")
+    before = inventory(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert inventory(tmp_path) != before
 
 
 @pytest.mark.parametrize("change", ["processes=4", "zero_stage=0", "concurrent_stages=4"])

@@ -11,7 +11,7 @@ import pytest
 from preprocessing import examine
 from preprocessing.admission import admit
 from preprocessing.isolation import Outcome, Workers
-from preprocessing.sources import find_sources
+from preprocessing.sources import NOTHING_ELSE, find_sources
 from videoldm_core.errors import UserError
 
 WINDOWS = {"image": (1, (1,)), "motion": (5, (4, 1)), "upscaler": (6, (1,))}
@@ -80,13 +80,16 @@ def folder(tmp_path, counting_video):
 def admit_folder(_few_processes, folder, tmp_path):
     """Admits `sources`, else the folder's, for three small stages."""
 
-    def run(*, sources=None, windows=WINDOWS, boxed=(), progress=None, **changes):
+    def run(
+        *, sources=None, windows=WINDOWS, boxed=(), left_out=NOTHING_ELSE, progress=None, **changes
+    ):
         video = {"fps": 8.0, "height": 24, "width": 32, "upscale": 2, "clip_seconds": 3.0}
         return admit(
             find_sources(folder) if sources is None else sources,
             video=SimpleNamespace(**{**video, **changes}),
             windows=windows,
             boxed=boxed,
+            left_out=left_out,
             out=tmp_path / "out",
             workers=2,
             progress=progress,

@@ -4,6 +4,10 @@ import json
 import re
 from html.parser import HTMLParser
 
+from preprocessing import admission_page
+from preprocessing.listing import PassedOver
+from preprocessing.sources import LeftOut
+
 
 class Page(HTMLParser):
     """Checks that tags close in order; collects text and what the page would load."""
@@ -42,6 +46,34 @@ def test_the_page_is_whole_and_loads_nothing(admit_folder, folder, tmp_path):
     ):
         assert shown in page.text
     assert re.search(r"\b3\s+videos accepted", page.text)
+
+
+def test_a_page_of_many_videos_shows_the_first_and_says_how_many_more(
+    admit_folder, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(admission_page, "_MOST_SHOWN", 2)
+    for number in range(5):
+        (folder / f"bad{number}.mp4").write_text(f"text {number}")
+    passed = [PassedOver(name=f"dir{number}", reason="why") for number in range(3)]
+    remarks = [f"remark {number}" for number in range(6)]
+    admit_folder(left_out=LeftOut(passed_over=tuple(passed), remarks=tuple(remarks)))
+    page = Page((tmp_path / "out" / "admission.html").read_text()).text
+    for shown, left in (("good1", "good2"), ("bad1", "bad2"), ("dir1", "dir2"), ("k 1", "k 2")):
+        assert shown in page
+        assert left not in page
+    assert re.findall(r"and (\d) more in admission.json", page) == ["3", "4", "1", "1"]
+
+
+def test_somebody_elses_words_are_shown_short_and_harmless(admit_folder, folder, tmp_path):
+    (folder / "good1.txt").write_text("</td> \x1b[2J \u202e " + "x" * 9999)
+    left = LeftOut(files={".<b>": 3}, remarks=("<i>\u2028</i>",))
+    admit_folder(left_out=left)
+    text = (tmp_path / "out" / "admission.html").read_text()
+    page = Page(text)
+    for shown in (r"</td> \x1b[2J \xe2\x80\xae xxx", "3  .<b>", "<i> </i>"):
+        assert shown in page.text
+    assert not {"\x1b", "\u202e", "\u2028"} & set(text)
+    assert "x" * 400 not in text
 
 
 def test_the_record_is_json_that_others_can_read(admit_folder, tmp_path):

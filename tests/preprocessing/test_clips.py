@@ -102,7 +102,9 @@ def test_more_videos_never_move_one_from_one_split_to_the_other():
 def test_who_is_held_out_is_found_without_comparing_videos_with_one_another(monkeypatch):
     compared = []
     plain = Source.__eq__
-    monkeypatch.setattr(Source, "__eq__", lambda one, other: compared.append(1) or plain(one, other))
+    monkeypatch.setattr(
+        Source, "__eq__", lambda one, other: compared.append(1) or plain(one, other)
+    )
     assert hold_out(videos(300), fps=16, longest_window=65).whole
     assert len(compared) <= 300, "comparisons grow as the square of the number of videos"
 

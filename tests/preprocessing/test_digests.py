@@ -67,6 +67,26 @@ def test_a_changed_file_is_read_again(folder, read, content, changed_ns):
     assert read[3:] == ["a.mp4"]
 
 
+def test_another_file_of_the_same_name_size_and_time_is_read_again(folder, read):
+    found(folder)
+    put(folder.parent / "new", b"A.mp4").replace(folder / "a.mp4")
+    assert found(folder)["a.mp4"] == sha256(b"A.mp4")
+
+
+def test_names_that_are_not_utf8_are_kept_apart_from_those_that_look_like_them(folder, read):
+    raw = os.fsdecode(os.fsencode(folder) + b"/\xe9.mp4")
+    put(Path(raw), b"one")
+    put(folder / "\\xe9.mp4", b"two")
+    put(folder / "\\udce9.mp4", b"six")
+    names = {r"\xe9.mp4": b"one", r"\x5cxe9.mp4": b"two", r"\x5cudce9.mp4": b"six"}
+    for _ in range(2):
+        digests_by_name = found(folder)
+        assert {name: digests_by_name[name] for name in names} == {
+            name: sha256(content) for name, content in names.items()
+        }
+    assert len(read) == 6
+
+
 def test_new_files_alone_are_read_and_those_gone_forgotten(folder, read):
     found(folder)
     (folder / "b.mp4").unlink()
@@ -91,7 +111,7 @@ def test_a_damaged_file_of_digests_counts_as_none(folder, read, damage):
     else:
         damaged = {
             "cut": text[: len(text) // 2],
-            "format": text.replace('"format":1', '"format":2'),
+            "format": text.replace('"format":2', '"format":3'),
             "digest": text.replace(first["a.mp4"], "../a"),
             "list": "[]",
         }

@@ -1,13 +1,15 @@
 """What NAME.json may say, and that anything else is one sentence naming the file and the key."""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from preprocessing.sidecars import LARGEST_BYTES, TimedBoxes, read_sidecar
-from preprocessing.sources import find_sources
+from preprocessing.sources import find_sources, survey_folder
 from videoldm_core.annotations import Box, LabelKind, Vocabulary
 from videoldm_core.errors import UserError
 
@@ -22,7 +24,7 @@ def boxed(box: str = "[0, 0.5, 0.25, 1]", name: str = "car", time_s: str = "1") 
 def read(folder: Path, text: str | bytes, words: Vocabulary = WORDS) -> Any:
     content = text if isinstance(text, bytes) else text.encode()
     (folder / "a.json").write_bytes(content)
-    return read_sidecar(folder / "a.mp4", words)
+    return read_sidecar(folder / "a.json", words)
 
 
 def test_labels_and_boxes_are_read_in_order_of_time(tmp_path):
@@ -39,14 +41,6 @@ def test_labels_and_boxes_are_read_in_order_of_time(tmp_path):
         TimedBoxes(0.5, ()),
         TimedBoxes(2.0, (Box("car", 0.0, 0.5, 0.25, 1.0),)),
     )
-
-
-def test_a_video_without_the_file_has_neither(tmp_path):
-    assert read_sidecar(tmp_path / "a.mp4", WORDS) == ({}, ())
-
-
-def test_a_preset_without_words_does_not_even_open_the_file(tmp_path):
-    assert read(tmp_path, "not JSON at all", Vocabulary()) == ({}, ())
 
 
 def test_a_preset_ignores_the_half_it_has_no_words_for(tmp_path):
@@ -123,14 +117,58 @@ def test_a_file_of_unreasonable_size_is_not_read(tmp_path):
     with (tmp_path / "a.json").open("wb") as file:
         file.truncate(LARGEST_BYTES + 1)
     with pytest.raises(UserError, match=r"a\.json' has 16 MiB, more than the 16"):
-        read_sidecar(tmp_path / "a.mp4", WORDS)
+        read_sidecar(tmp_path / "a.json", WORDS)
 
 
-def test_sources_carry_what_lies_beside_them(tmp_path):
+@pytest.fixture
+def folder(tmp_path):
+    """Two files named like videos."""
     for name in ("a", "b"):
         (tmp_path / f"{name}.mp4").write_bytes(name.encode())
-    (tmp_path / "a.json").write_text('{"labels": {"time": "day"}, ' + boxed()[1:])
-    a, b = find_sources(tmp_path, WORDS)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.JSON", "a.mp4.json"])
+def test_sources_carry_what_lies_beside_them_and_others_have_neither(folder, name):
+    (folder / name).write_text('{"labels": {"time": "day"}, ' + boxed()[1:])
+    a, b = find_sources(folder, WORDS)
     assert (a.labels, len(a.frames)) == ({"time": "day"}, 1)
-    assert (b.labels, b.frames) == ({}, ())
-    assert all((s.labels, s.frames) == ({}, ()) for s in find_sources(tmp_path))
+    assert (b.labels, b.frames, b.refusal) == ({}, (), None)
+
+
+def test_a_preset_without_words_does_not_even_open_the_file(folder):
+    (folder / "a.json").write_text("not JSON at all")
+    found = survey_folder(folder)
+    assert all((s.labels, s.frames, s.refusal) == ({}, (), None) for s in found.sources)
+    assert found.left_out.files == {".json": 1}
+
+
+def test_a_second_file_of_labels_is_noted_and_not_read(folder):
+    (folder / "a.json").write_text('{"labels": {"time": "day"}}')
+    (folder / "a.mp4.json").write_text("not JSON")
+    a, _ = find_sources(folder, WORDS)
+    assert a.labels == {"time": "day"}
+    assert a.notes == ("'a.mp4.json' is not read, as there is 'a.json'",)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.write_text("{"), r"'.*/a\.json' is not the JSON of labels and boxes"),
+        (lambda path: path.write_bytes(b"\xff"), r"'.*/a\.json' is not the JSON .*utf-8"),
+        (lambda path: path.write_text('{"labels": {"\\ud800\\n": "x"}}'), r"a\.json': labels"),
+        (lambda path: path.mkdir(), r"'a\.json' cannot be read: it is a folder"),
+        (lambda path: path.symlink_to("nowhere"), r"'a\.json' cannot be read: it is a link to n"),
+        (lambda path: os.mkfifo(path), r"'a\.json' cannot be read: it is a pipe"),
+        (lambda path: path.touch() or os.truncate(path, 1 << 40), r"a\.json' has 1048576 MiB"),
+    ],
+)
+def test_bad_labels_cost_their_video_alone(folder, make, said):
+    make(folder / "a.json")
+    a, b = find_sources(folder, WORDS)
+    assert a.refusal is not None
+    assert a.refusal.category == "bad annotations"
+    assert re.search(said, a.refusal.detail)
+    assert a.refusal.detail.encode()
+    assert not a.digest, "what is refused is not read"
+    assert b.refusal is None

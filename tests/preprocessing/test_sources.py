@@ -1,13 +1,15 @@
-"""Which files are videos, and what their captions are."""
+"""Which files are videos, and what is said of those that cannot be used."""
 
 import errno
 import hashlib
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from preprocessing.sources import find_sources
+from preprocessing import digests
+from preprocessing.sources import find_sources, refusal_since, survey_folder
 from videoldm_core.errors import UserError
 
 
@@ -19,8 +21,10 @@ def put(folder: Path, **files: str) -> Path:
     return folder
 
 
-def captions(folder: Path) -> dict[str, str]:
-    return {source.name: source.caption for source in find_sources(folder)}
+def refusals(folder: Path) -> dict[str, str]:
+    return {
+        source.name: ": ".join(source.refusal) for source in find_sources(folder) if source.refusal
+    }
 
 
 def test_videos_are_found_below_the_folder_in_name_order_with_digest_and_size(tmp_path):
@@ -32,31 +36,26 @@ def test_videos_are_found_below_the_folder_in_name_order_with_digest_and_size(tm
     assert sources[2].path == tmp_path / "sub" / "a.WEBM"
 
 
-def test_hidden_files_and_folders_are_no_videos(tmp_path):
-    put(tmp_path, a_mp4="a")
-    (tmp_path / "._a.mp4").write_text("what a mac leaves behind")
-    (tmp_path / ".cache").mkdir()
-    (tmp_path / ".cache" / "b.mp4").write_text("b")
-    assert list(captions(tmp_path)) == ["a.mp4"]
+def test_names_that_are_no_text_are_written_so_that_any_file_can_hold_them(tmp_path):
+    raw = [b"caf\xe9.mp4", b"two\nlines.mp4", b"\x1b[31mred.mp4", "\u202e4pm.mp4".encode()]
+    for name in raw:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(name)
+    sources = find_sources(tmp_path)
+    assert [source.name for source in sources] == [
+        r"\x1b[31mred.mp4", r"\xe2\x80\xae4pm.mp4", r"caf\xe9.mp4", r"two\x0alines.mp4"
+    ]  # fmt: skip
+    assert {source.digest for source in sources} == {hashlib.sha256(n).hexdigest() for n in raw}
 
 
-def test_a_caption_beside_the_video_wins_over_the_table(tmp_path):
-    put(tmp_path, a_mp4="", b_mp4="", c_mp4="", a_txt="beside\n a ")
-    (tmp_path / "captions.csv").write_text('file,caption\na.mp4,table a\nb.mp4,"one, two"\n')
-    assert captions(tmp_path) == {"a.mp4": "beside a", "b.mp4": "one, two", "c.mp4": ""}
-
-
-def test_the_table_names_videos_in_subfolders_by_their_path(tmp_path):
-    put(tmp_path, sub__a_mp4="")
-    (tmp_path / "captions.csv").write_bytes("\ufefffile,caption\r\nsub/a.mp4,rain\r\n".encode())
-    assert captions(tmp_path) == {"sub/a.mp4": "rain"}
-
-
-def test_a_line_of_the_table_without_its_video_is_only_warned_of(tmp_path, caplog):
-    put(tmp_path, a_mp4="")
-    (tmp_path / "captions.csv").write_text("file,caption\na.mp4,x\ngone.mp4,y\n")
-    assert captions(tmp_path) == {"a.mp4": "x"}
-    assert "'gone.mp4'" in caplog.text
+def test_what_is_no_video_is_counted_by_suffix_unless_it_belongs_to_one(tmp_path):
+    put(tmp_path, a_mp4="", a_txt="a caption", b_txt="of nobody", c_webp="", d_webp="", LICENSE="")
+    put(tmp_path, sub__e_docx="")
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / "v1.2 of the readme").touch()
+    (tmp_path / "captions.csv").write_text("file,caption\na.mp4,a caption\n")
+    assert survey_folder(tmp_path).left_out.files == {
+        ".webp": 2, ".docx": 1, ".txt": 1, "without a suffix": 1, "other": 1, "hidden": 1
+    }  # fmt: skip
 
 
 def test_a_missing_folder_is_named(tmp_path):
@@ -75,58 +74,79 @@ def test_an_empty_folder_is_named(tmp_path):
         find_sources(tmp_path)
 
 
-def test_a_folder_without_a_video_file_says_what_is_one(tmp_path):
+def test_a_folder_without_a_video_file_says_what_is_one_and_where_nobody_looked(tmp_path):
     put(tmp_path, a_jpg="", b_docx="")
     with pytest.raises(UserError, match=r"None of the 2 files .* is a video; .* mp4 "):
         find_sources(tmp_path)
+    (tmp_path / ".videos").mkdir()
+    with pytest.raises(UserError, match=r"\(1 are passed over, as '\.videos': a hidden folder\)"):
+        find_sources(tmp_path)
+
+
+def test_a_video_that_vanishes_before_it_is_read_costs_itself(tmp_path, monkeypatch):
+    put(tmp_path, a_mp4="a", b_mp4="b", c_mp4="c")
+    real = digests.sha256_of_file
+
+    def vanishing(path: Path) -> str:
+        (tmp_path / "b.mp4").unlink(missing_ok=True)  # after it was listed
+        if path.name == "c.mp4":  # after its size was taken
+            path.unlink()
+        return real(path)
+
+    monkeypatch.setattr(digests, "sha256_of_file", vanishing)
+    gone = "gone: it was listed, but is no longer there"
+    assert refusals(tmp_path) == {"b.mp4": gone, "c.mp4": gone}
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("number", "said"),
     [
-        ("name,text\na.mp4,x\n", r"columns name,text; its first line must be file,caption"),
-        ("", r"columns none; its first line"),
-        ("file,caption\na.mp4,x,y\n", r"captions.csv' line 2 does not have two columns"),
-        ("file,caption\na.mp4\n", r"line 2 does not have two columns"),
-        ('file,caption\na.mp4,"x" y\n', r"line 2 is not valid CSV"),
-        ("file,caption\na.mp4,x\na.mp4,y\n", r"line 3 gives 'a.mp4' a second caption"),
-        ("file,caption\nb.mp4,x\n", r"No line of .* names a video .*'b.mp4'"),
+        (errno.EACCES, "unreadable: Permission denied"),
+        (errno.EIO, "unreadable: Input/output error"),
+        (errno.ESTALE, "gone: it was listed, but is no longer there"),
     ],
 )
-def test_a_malformed_table_says_where_and_what_to_write(tmp_path, table, said):
+def test_a_video_that_cannot_be_read_costs_itself(tmp_path, monkeypatch, number, said):
+    put(tmp_path, a_mp4="a", b_mp4="b")
+    real = digests.sha256_of_file
+
+    def refused(path: Path) -> str:
+        if path.name == "a.mp4":
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path)
+
+    monkeypatch.setattr(digests, "sha256_of_file", refused)
+    assert refusals(tmp_path) == {"a.mp4": said}
+
+
+def test_a_file_that_is_mostly_not_there_is_refused_unread(tmp_path, monkeypatch):
+    put(tmp_path, b_mp4="b")
+    for name, size in (("a.mp4", 1 << 42), ("c.mp4", 1 << 20)):
+        with (tmp_path / name).open("wb") as file:
+            file.write(b"start")
+            file.truncate(size)
+    monkeypatch.setattr(digests, "sha256_of_file", lambda path: path.name)
+    found = refusals(tmp_path)
+    assert list(found) == ["a.mp4"], "a small hole is a matter of decoding"
+    assert re.fullmatch(
+        r"sparse: of its 4,398,046,511,104 bytes [\d,]+ are there: a copy.*", found["a.mp4"]
+    )
+
+
+def test_what_the_kernel_shows_as_empty_is_not_read(tmp_path, monkeypatch):
     put(tmp_path, a_mp4="")
-    (tmp_path / "captions.csv").write_text(table)
-    with pytest.raises(UserError, match=said):
-        find_sources(tmp_path)
+    monkeypatch.setattr(digests, "sha256_of_file", lambda path: pytest.fail("it may never end"))
+    (source,) = find_sources(tmp_path)
+    assert source.digest == hashlib.sha256(b"").hexdigest()
 
 
-def test_captions_in_another_encoding_are_named(tmp_path):
-    put(tmp_path, a_mp4="")
-    (tmp_path / "a.txt").write_bytes("Zürich".encode("latin-1"))
-    with pytest.raises(UserError, match=r"a.txt' is not UTF-8 text \(byte 1\)"):
-        find_sources(tmp_path)
-
-
-def test_an_unreadable_caption_is_named(tmp_path, monkeypatch):
-    put(tmp_path, a_mp4="", a_txt="a caption")
-
-    def refuse(path: Path, **options: str) -> str:
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(UserError, match=r"Cannot read '.*a.txt': Permission denied; let this user"):
-        find_sources(tmp_path)
-
-
-def test_an_unreadable_folder_is_named_instead_of_left_out(tmp_path, monkeypatch):
-    put(tmp_path, a_mp4="", sub__b_mp4="")
-    scan = os.scandir
-
-    def refuse(path: str):
-        if Path(path).name == "sub":
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(UserError, match=r"Cannot read '.*/sub': Permission denied; let this user"):
-        find_sources(tmp_path)
+def test_a_file_is_known_to_have_gone_or_changed_since_it_was_read(tmp_path):
+    put(tmp_path, a_mp4="a", b_mp4="b", c_mp4="c")
+    a, b, c = find_sources(tmp_path)
+    a.path.unlink()
+    os.utime(b.path, ns=(1, 1))
+    assert refusal_since(a) == ("gone", "it was listed, but is no longer there")
+    changed = refusal_since(b)
+    assert changed is not None
+    assert changed.category == "changed"
+    assert refusal_since(c) is None
