@@ -163,7 +163,7 @@ def test_a_dropped_clip_is_quarantined_with_its_reason(tmp_path, caplog):
     dropped = {"key": clip(1).key, "source": "1.mp4", "reason": "truncated: no frame"}
     assert json.loads((tmp_path / "shard-000000.json").read_text())["dropped"] == [dropped]
     assert json.loads((tmp_path / "quarantine.json").read_text()) == [dropped]
-    assert "1.mp4: truncated: no frame" in caplog.text
+    assert "'1.mp4': truncated: no frame" in caplog.text
 
 
 def test_a_store_without_any_usable_clip_is_not_published(tmp_path):
