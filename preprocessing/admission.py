@@ -4,7 +4,7 @@ Everything follows from decoded frames. A broken video is listed with its reason
 else. Knows no networks and no stores.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,7 @@ def admit(  # noqa: PLR0913 - one call site; what is admitted, for whom, and whe
         width=video.width,
         upscale=video.upscale,
         clip_seconds=video.clip_seconds,
+        deinterlace=video.deinterlace,
         windows={name: (frames, tuple(strides)) for name, (frames, strides) in windows.items()},
         boxed=tuple(sorted(boxed)),
     )
@@ -212,7 +213,7 @@ def _refused(source: Source, why: tuple[str, str], finding: Finding | None) -> V
 def _accepted(
     source: Source, probe: Probe, clips: Sequence[Clip], settings: Settings
 ) -> VideoReport:
-    notes = [*probe.warnings, *source.notes]
+    notes = [*probe.warnings, *_field_notes(probe, settings), *source.notes]
     height, width = settings.height * settings.upscale, settings.width * settings.upscale
     if probe.height < height or probe.width < width:
         notes.append(
@@ -234,6 +235,14 @@ def _accepted(
         clips=len(clips),
         split="both" if len({clip.split for clip in clips}) > 1 else clips[0].split,
     )
+
+
+def _field_notes(probe: Probe, settings: Settings) -> Iterator[str]:
+    if probe.scan != "progressive":
+        first = {"tff": "top", "bff": "bottom"}[probe.scan]
+        made = f"deinterlaced ({settings.deinterlace})"
+        done = "not deinterlaced, as set" if settings.deinterlace == "none" else made
+        yield f"interlaced, {first} field first: {done}"
 
 
 def _identity(source: Source) -> dict[str, Any]:

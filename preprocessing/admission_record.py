@@ -23,6 +23,7 @@ class Settings(Record):
     width: int
     upscale: int  # pixel shards are this many times larger
     clip_seconds: float
+    deinterlace: str = "bwdif"  # method, or none
     windows: dict[str, Window]
     boxed: tuple[str, ...] = ()  # stages of these that see frames with boxes and no other
 

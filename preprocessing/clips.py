@@ -7,7 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from pydantic import Field
+
 from preprocessing.decode import Probe
+from preprocessing.fields import Scan
 from preprocessing.fit import box_in_crop
 from preprocessing.sidecars import TimedBoxes
 from preprocessing.sources import Source, digest_of_text
@@ -35,6 +38,8 @@ class Clip(Annotations):
     frames: int  # at `fps`
     caption: str
     split: Split
+    # Of the source; written only where it is interlaced.
+    scan: Scan = Field(default="progressive", exclude_if=lambda scan: scan == "progressive")
 
     def times_s(self) -> list[float]:
         """When each frame is taken, after the source's first shown frame."""
@@ -87,7 +92,7 @@ def cut_clips(
             if frames >= min_frames:
                 clip = _clip(source, start_s + first / fps, fps, frames=frames, split=split)
                 told = {"boxes": boxed_frames(source.frames, clip), "source_fps": source_fps}
-                clips.append(clip.model_copy(update=told))
+                clips.append(clip.model_copy(update={**told, "scan": probe.scan}))
     return clips
 
 

@@ -7,12 +7,14 @@ stages, and imports no torch, so that child processes start quickly.
 import statistics
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import chain, dropwhile, islice
 from pathlib import Path
 
 import av
 import numpy as np
 
 from preprocessing.damage import DecodeError, reason_for_no_frames
+from preprocessing.fields import Deinterlacing, Scan, ScanMeter, deinterlaced
 from preprocessing.fit import RESIZER, Fitter, orientation_of, pixel_shape, shown_size
 from preprocessing.reader import Reader, Shown, open_video
 from videoldm_core.records import Record
@@ -46,6 +48,7 @@ class Probe(Record):
     header_frames: int | None
     header_fps: float | None
     header_duration_s: float | None
+    scan: Scan = "progressive"  # as measured, whatever the file says
     warnings: tuple[str, ...] = ()  # differences between header and frames, damage, oddities
 
     @property
@@ -72,14 +75,16 @@ def probe_video(path: Path) -> Probe:
     with open_video(path) as reader:
         stamps: list[int] = []
         sizes: set[tuple[int, int]] = set()
+        meter = ScanMeter()
         first = final = None
         for stamp, frame in reader:
+            meter.add(frame)
             stamps.append(stamp)
             sizes.add((frame.width, frame.height))
             first, final = first or frame, frame
         if first is None or final is None:
             raise reason_for_no_frames(path, reader.header_frames, reader.damage)
-        return _summary(reader, stamps, sizes, (first, final))
+        return _with_scan(_summary(reader, stamps, sizes, (first, final)), meter)
 
 
 def _summary(
@@ -135,22 +140,44 @@ def _warnings(
         yield "the rotation in the header is no multiple of 90 degrees and is ignored"
 
 
-def decode_frames(path: Path, times_s: Sequence[float], *, height: int, width: int) -> np.ndarray:
+def _with_scan(probe: Probe, meter: ScanMeter) -> Probe:
+    scan = meter.scan()
+    warnings = probe.warnings
+    if scan == "progressive" and meter.flagged:
+        warnings = (*warnings, "flagged interlaced, but its frames are whole pictures")
+    return probe.model_copy(update={"scan": scan, "warnings": warnings})
+
+
+def decode_frames(
+    path: Path,
+    times_s: Sequence[float],
+    *,
+    height: int,
+    width: int,
+    deinterlacing: Deinterlacing | None = None,
+) -> np.ndarray:
     """The frames shown at `times_s`, as uint8 (t h w 3); see `shown_frames`."""
     frames = np.empty((len(times_s), height, width, 3), np.uint8)
-    for number, frame in enumerate(shown_frames(path, times_s, height=height, width=width)):
+    shown = shown_frames(path, times_s, height=height, width=width, deinterlacing=deinterlacing)
+    for number, frame in enumerate(shown):
         frames[number] = frame
     return frames
 
 
 def shown_frames(
-    path: Path, times_s: Sequence[float], *, height: int, width: int
+    path: Path,
+    times_s: Sequence[float],
+    *,
+    height: int,
+    width: int,
+    deinterlacing: Deinterlacing | None = None,
 ) -> Iterator[np.ndarray]:
     """The frames shown at `times_s`, one after the other, each uint8 (h w 3).
 
     Args:
         times_s: ascending, after the first shown frame; each takes the last frame shown by then.
         height, width: of the upright picture; filled, the rest is cropped evenly.
+        deinterlacing: how frames of two fields become pictures; without it, rows stay as they are.
 
     Raises:
         DecodeError: the file cannot be decoded, or not as far as the last of `times_s`.
@@ -160,18 +187,22 @@ def shown_frames(
     assert times_s[0] >= 0, "times count from the first shown frame"
     for may_seek in (True, False):  # a seek lands too late in files with odd indexes
         with open_video(path) as reader:
-            begun = _begin(path, reader, times_s, may_seek=may_seek)
+            begun = _begin(path, reader, times_s, deinterlacing, may_seek=may_seek)
             if begun is not None:
-                wanted, head, shown = begun
                 fitter = Fitter(height, width, pixel_shape(reader.stream.sample_aspect_ratio))
-                yield from _chosen(wanted, head, shown, fitter=fitter, reader=reader)
+                yield from _chosen(*begun, fitter=fitter, reader=reader)
                 return
 
 
 def _begin(
-    path: Path, reader: Reader, times_s: Sequence[float], *, may_seek: bool
-) -> tuple[list[float], Shown, Iterator[Shown]] | None:
-    """Stamps that are wanted, a frame before the first of them, and those after it.
+    path: Path,
+    reader: Reader,
+    times_s: Sequence[float],
+    deinterlacing: Deinterlacing | None,
+    *,
+    may_seek: bool,
+) -> tuple[list[float], Iterator[Shown]] | None:
+    """Stamps that are wanted, and frames from one before the first of them on.
 
     None when a seek was made and its first sound frame comes too late.
     """
@@ -181,35 +212,37 @@ def _begin(
         raise reason_for_no_frames(path, reader.header_frames, reader.damage)
     tolerance_s = min(float(reader.tick) / 2, STAMP_TOLERANCE_S) + 1e-6
     wanted = [head[0] + (time_s + tolerance_s) / float(reader.tick) for time_s in times_s]
-    if may_seek and times_s[0] >= SEEK_FROM_S and reader.container.format.name.startswith(SEEKABLE):
-        head, shown = _seek(reader, wanted[0])
-        if head is None or head[0] > wanted[0]:
-            return None
-    return wanted, head, shown
+    is_seekable = reader.container.format.name.startswith(SEEKABLE)
+    if not (may_seek and is_seekable and times_s[0] >= SEEK_FROM_S):
+        return wanted, _pictures(chain([head], shown), deinterlacing)
+    # The first picture after a seek would be made without the frame before it.
+    left_out = 1 if deinterlacing else 0
+    shown = _sought(reader, wanted[0] - 2 * left_out * reader.lasts(head[1]))
+    shown = islice(_pictures(shown, deinterlacing), left_out, None)
+    head = next(shown, None)
+    return (wanted, chain([head], shown)) if head and head[0] <= wanted[0] else None
 
 
-def _seek(reader: Reader, stamp: float) -> tuple[Shown | None, Iterator[Shown]]:
-    """Goes to the key frame before `stamp`.
+def _pictures(shown: Iterator[Shown], deinterlacing: Deinterlacing | None) -> Iterator[Shown]:
+    return deinterlaced(shown, deinterlacing) if deinterlacing else shown
+
+
+def _sought(reader: Reader, stamp: float) -> Iterator[Shown]:
+    """From the key frame before `stamp` on.
 
     Frames that come out before the first key frame lean on pictures from before it (open GOPs) and
     are skipped.
     """
     reader.container.seek(int(stamp), stream=reader.stream, backward=True)
-    shown = iter(reader)
-    return next(((at, frame) for at, frame in shown if frame.key_frame), None), shown
+    return dropwhile(lambda shown: not shown[1].key_frame, reader)
 
 
 def _chosen(
-    wanted: list[float],
-    head: Shown,
-    shown: Iterator[Shown],
-    *,
-    fitter: Fitter,
-    reader: Reader,
+    wanted: list[float], shown: Iterator[Shown], *, fitter: Fitter, reader: Reader
 ) -> Iterator[np.ndarray]:
     """For every wanted stamp the last frame shown by then; converts no other frame."""
     given = 0
-    stamp, frame = head
+    stamp, frame = next(shown)
     gap = 0
     while given < len(wanted):
         following = next(shown, None)

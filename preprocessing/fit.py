@@ -11,6 +11,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from preprocessing.fields import AsPictures
 from videoldm_core.annotations import Box
 
 _SHRINK = Interpolation.AREA | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
@@ -20,6 +21,7 @@ _SAME_SIZE = Interpolation.BICUBIC
 
 RESIZER = (
     "cover and centre crop; swscale area down, bicubic up, full chroma, accurate rounding; "
+    "whole pictures, deinterlaced by measured field order; "
     f"PyAV {av.__version__}, libswscale {'.'.join(map(str, av.library_versions['libswscale']))}"
 )
 """What turned decoded frames into pixels; part of a store's identity."""
@@ -111,16 +113,18 @@ def box_in_crop(box: Box, shown: tuple[int, int], *, height: int, width: int) ->
 class Fitter:
     """Fits frames into `height` x `width`; keeps swscale's tables between frames.
 
-    The frame is resized to cover the target while still YUV, converted to RGB in the same pass,
+    A frame is one picture, also where it is flagged interlaced: what has fields has passed
+    fields.py. It is resized to cover the target while still YUV, converted to RGB in the same pass,
     then cropped at its centre and turned upright.
     """
 
     def __init__(self, height: int, width: int, shape: Fraction) -> None:
         self._height, self._width, self._shape = height, width, shape
-        self._reformatter = VideoReformatter()
+        self._reformatter, self._as_picture = VideoReformatter(), AsPictures()
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         """The frame as uint8 (h w 3)."""
+        frame = self._as_picture(frame)
         turn = orientation_of(frame)
         height, width = self._height, self._width
         if turn.is_transposed:

@@ -17,6 +17,7 @@ from preprocessing import recode
 from preprocessing.clips import Clip
 from preprocessing.decode import RESIZER
 from preprocessing.encode import encode_side_by_side
+from preprocessing.fields import Deinterlacing, deinterlacing
 from preprocessing.isolation import Call, Outcome, Workers
 from preprocessing.names import path_below
 from preprocessing.shard import (
@@ -77,7 +78,7 @@ def encode_pixels(request: StoreRequest) -> Path | str:
     texts = _Texts(request.text)
 
     def make(clips: Sequence[Clip], workers: Workers) -> Iterator[tuple[int, Made]]:
-        calls = [(*_source(request, clip), size, clip.fps) for clip in clips]
+        calls = [(*_source(request, clip), size, clip.fps, _how(request, clip)) for clip in clips]
         for place, coded in _isolated(workers, recode.video_of_clip, clips, calls=calls):
             if isinstance(coded, DroppedClip):
                 yield place, coded
@@ -108,7 +109,7 @@ def encode_latents(
     texts = _Texts(request.text)
 
     def make(clips: Sequence[Clip], workers: Workers) -> Iterator[tuple[int, Made]]:
-        calls = [(*_source(request, clip), size) for clip in clips]
+        calls = [(*_source(request, clip), size, _how(request, clip)) for clip in clips]
         places: deque[int] = deque()
         dropped: list[tuple[int, Made]] = []
 
@@ -150,7 +151,7 @@ def _identity(
         {
             "kind": kind,
             "encoder": encoder,
-            "preprocessing": RESIZER,
+            "preprocessing": f"{RESIZER}; deinterlaced: {request.video.deinterlace}",
             "fps": request.video.fps,
             "height_px": size[0],
             "width_px": size[1],
@@ -161,6 +162,10 @@ def _identity(
 
 def _source(request: StoreRequest, clip: Clip) -> tuple[Path, list[float]]:
     return path_below(request.folder_of_videos, clip.source), clip.times_s()
+
+
+def _how(request: StoreRequest, clip: Clip) -> Deinterlacing | None:
+    return deinterlacing(clip.scan, request.video.deinterlace)
 
 
 def _isolated(

@@ -40,6 +40,8 @@ class VideoFormat(Record):
     width: int = Field(ge=1)
     upscale: int = Field(default=4, ge=1)  # pixel shards hold height * upscale x width * upscale
     clip_seconds: float = Field(gt=0, allow_inf_nan=False)  # longest clip of a store
+    # Of videos that are truly interlaced; with none, both fields stay in one picture.
+    deinterlace: Literal["bwdif", "yadif", "none"] = "bwdif"
 
 
 class Stage(Record):

@@ -84,6 +84,7 @@ def admit_folder(_few_processes, folder, tmp_path):
         *, sources=None, windows=WINDOWS, boxed=(), left_out=NOTHING_ELSE, progress=None, **changes
     ):
         video = {"fps": 8.0, "height": 24, "width": 32, "upscale": 2, "clip_seconds": 3.0}
+        video |= {"deinterlace": "bwdif"}
         return admit(
             find_sources(folder) if sources is None else sources,
             video=SimpleNamespace(**{**video, **changes}),

@@ -53,7 +53,7 @@ def test_seeking_gives_the_frames_that_reading_on_gives(counting_video, counted,
 
 def test_a_seek_that_lands_too_late_falls_back_to_reading_on(counting_video, counted, monkeypatch):
     path = counting_video(frames=36, fps=4, options={"g": "6"})
-    monkeypatch.setattr(decode, "_seek", lambda reader, stamp: (None, iter(())))
+    monkeypatch.setattr(decode, "_sought", lambda reader, stamp: iter(()))
     assert counted(frames_at(path, [5.0, 5.25])) == [20, 21]
 
 
