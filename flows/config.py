@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, PositiveInt
 
 from flows.paths import user_path
 from flows.table import merged, table_of
+from preprocessing.decoding_limits import MOST_CPU_HOURS
 from videoldm_core.annotations import GivenBox
 from videoldm_core.errors import UserError
 from videoldm_core.files import unreadable, write_text_atomically
@@ -68,6 +69,8 @@ class RunConfig(Record):
     pretrained: dict[str, str] = {}
     without: tuple[str, ...] = ()  # stages of the preset that are left out, with their roles
     world: WorldConfig = WorldConfig()
+    # Of processor time, that decoding one video may take; longer ones are set aside.
+    decode_cpu_hours: float = Field(default=MOST_CPU_HOURS, gt=0, le=1000)
     seed: int = Field(default=0, ge=0)
     processes: int = Field(default=1, ge=1)  # training processes of one stage
     zero_stage: ZeroStage = 2

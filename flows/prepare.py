@@ -127,6 +127,7 @@ class Preparation:
             left_out=survey.left_out,
             out=out,
             workers=usable_cores(),
+            cpu_hours=self.run.decode_cpu_hours,
             progress=lambda done, total, name: self._progress(done, total),
         )
         for remark in remarks_on(admission):
@@ -171,6 +172,7 @@ class Preparation:
             out=out,
             video=self.table.video,
             text=TextTower.load(text_tower),
+            cpu_hours=self.run.decode_cpu_hours,
             progress=self._progress,
         )
 

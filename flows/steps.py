@@ -15,6 +15,7 @@ from flows.prepare import launch_step, launch_text
 from flows.pretrained import brought_model, content_of, files_of, lora_files
 from flows.stages import Foreman
 from preprocessing.listing import FoundFile, list_folder
+from preprocessing.plausible import RULES
 
 if TYPE_CHECKING:
     from videoldm_core.cascade import Preset, Stage
@@ -83,14 +84,6 @@ def data_steps(foreman: Foreman) -> list[Step]:
     """From videos to the stores that stages read."""
     run, table = foreman.run, foreman.table
     video = table.video.model_dump(mode="json")
-    strides = {stage.name: [stage.frames, *stage.strides] for stage in table.stages}
-    # Only where there are words: a preset without any goes on with what it admitted before.
-    has_words = table.labels or table.box_classes
-    words = {"vocabulary": table.vocabulary.model_dump(mode="json")} if has_words else {}
-    boxed = boxed_stages(table)
-    words |= {"boxed": boxed} if boxed else {}
-    # The filmed world has the store's rate; a folder admitted before rates counted is due again.
-    rates = {"rates": "mean"} if run.videos else {}
     filming = [] if run.videos else [("videos", "film the driving world", (), _world(run, video))]
     rows: list[tuple[str, str, tuple[str, ...], dict[str, Any]]] = [
         *filming,
@@ -98,7 +91,7 @@ def data_steps(foreman: Foreman) -> list[Step]:
             "admission",
             "admit the videos",
             tuple(name for name, *_ in filming),
-            {"video": video, "stages": strides, "folder": inventory(run.videos)} | words | rates,
+            admission_settings(run, table),
         ),
         ("text", "build the text tower", (), text_settings(table)),
         ("pixels", "write pixel shards", ("admission", "text"), {"video": video}),
@@ -123,6 +116,24 @@ def data_steps(foreman: Foreman) -> list[Step]:
         )
         for name, title, needs, settings in rows
     ]
+
+
+def admission_settings(run: RunConfig, table: "Preset") -> dict[str, Any]:
+    """What decides which videos are used and what stages see of them."""
+    settings = {
+        "video": table.video.model_dump(mode="json"),
+        "stages": {stage.name: [stage.frames, *stage.strides] for stage in table.stages},
+        "folder": inventory(run.videos),
+    }
+    # Only where there are words: a preset without any goes on with what it admitted before.
+    if table.labels or table.box_classes:
+        settings["vocabulary"] = table.vocabulary.model_dump(mode="json")
+    if boxed := boxed_stages(table):
+        settings["boxed"] = boxed
+    # The filmed world is what it should be; a folder admitted under other rules is due again.
+    if run.videos:
+        settings |= {"rates": "mean", "rules": RULES, "decode_cpu_hours": run.decode_cpu_hours}
+    return settings
 
 
 def boxed_stages(table: "Preset") -> list[str]:

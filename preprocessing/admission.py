@@ -28,8 +28,10 @@ from preprocessing.clips import (
     with_boxes_in_crop,
 )
 from preprocessing.decode import Probe
+from preprocessing.decoding_limits import MOST_CPU_HOURS
 from preprocessing.examine import DECODER, Finding, Progress, examine_all
 from preprocessing.names import printable, written_name
+from preprocessing.plausible import why_too_still
 from preprocessing.sources import NOTHING_ELSE, LeftOut, Source
 from videoldm_core.errors import UserError
 from videoldm_core.files import write_text_atomically
@@ -47,6 +49,7 @@ def admit(  # noqa: PLR0913 - one call site; what is admitted, for whom, and whe
     left_out: LeftOut = NOTHING_ELSE,
     out: Path,
     workers: int = 1,
+    cpu_hours: float = MOST_CPU_HOURS,
     progress: Progress | None = None,
 ) -> Admission:
     """Examines every video, cuts clips, and writes admission.json, then admission.html, into `out`.
@@ -56,6 +59,7 @@ def admit(  # noqa: PLR0913 - one call site; what is admitted, for whom, and whe
         boxed: stages of these that see single frames with boxes and no other.
         left_out: what lies beside the videos, for the report.
         workers: child processes that decode side by side.
+        cpu_hours: of processor time, that decoding one video may take.
         progress: called with (done, total, name) after every video.
 
     Raises:
@@ -73,7 +77,9 @@ def admit(  # noqa: PLR0913 - one call site; what is admitted, for whom, and whe
     )
     _check_clips_hold_windows(settings)
     readable = [source for source in sources if source.refusal is None]
-    findings = examine_all(readable, out=out, workers=workers, progress=progress)
+    findings = examine_all(
+        readable, out=out, workers=workers, cpu_hours=cpu_hours, progress=progress
+    )
     admission = _assess(sources, findings, settings)
     admission = admission.model_copy(
         update={"problem": problem_of(admission), "left_out": left_out}
@@ -128,7 +134,7 @@ def _assess(
         for frames, strides in settings.windows.values()
         for stride in strides
     ]
-    refusals = _refusals(sources, findings, fps=settings.fps, min_frames=min(spans))
+    refusals = _refusals(sources, findings, settings, min_frames=min(spans))
     accepted = [
         (source, probe)
         for source in sources
@@ -176,7 +182,11 @@ def _assess(
 
 
 def _refusals(
-    sources: Sequence[Source], findings: Mapping[str, Finding], *, fps: float, min_frames: int
+    sources: Sequence[Source],
+    findings: Mapping[str, Finding],
+    settings: Settings,
+    *,
+    min_frames: int,
 ) -> dict[str, tuple[str, str]]:
     """(category, detail) by name, for the videos that are not used."""
     refusals: dict[str, tuple[str, str]] = {}
@@ -188,16 +198,24 @@ def _refusals(
         finding = findings[source.digest]
         if finding.probe is None:
             refusals[source.name] = finding.category, finding.detail
-        elif frames_in(finding.probe.duration_s, fps) < min_frames:
+        elif frames_in(finding.probe.duration_s, settings.fps) < min_frames:
             refusals[source.name] = (
                 "too short",
                 f"it lasts {finding.probe.duration_s:.2f} s, the shortest window of any stage "
-                f"{min_frames / fps:.2f} s",
+                f"{min_frames / settings.fps:.2f} s",
             )
+        elif still := _why_too_still(finding.probe, settings):
+            refusals[source.name] = "too still", still
         elif source.digest in first_of:
             refusals[source.name] = "duplicate", f"the same bytes as {first_of[source.digest]!r}"
         first_of.setdefault(source.digest, source.name)
     return refusals
+
+
+def _why_too_still(probe: Probe, settings: Settings) -> str:
+    return why_too_still(
+        frames=probe.frames, duration_s=probe.duration_s, clip_seconds=settings.clip_seconds
+    )
 
 
 def _refused(source: Source, why: tuple[str, str], finding: Finding | None) -> VideoReport:

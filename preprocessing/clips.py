@@ -12,6 +12,7 @@ from pydantic import Field
 from preprocessing.decode import Probe
 from preprocessing.fields import Scan
 from preprocessing.fit import box_in_crop
+from preprocessing.plausible import LONGEST_VIDEO_S, why_too_still
 from preprocessing.sidecars import TimedBoxes
 from preprocessing.sources import Source, digest_of_text
 from videoldm_core.annotations import Annotations, BoxedFrame
@@ -33,9 +34,10 @@ class Clip(Annotations):
     key: str  # 16 hex digits; another split, start, length or rate is another clip
     source: str  # file name below the user's folder
     source_digest: str
-    start_s: float  # after the first shown frame
-    fps: float
-    frames: int  # at `fps`
+    # After the first shown frame.
+    start_s: float = Field(ge=0, le=LONGEST_VIDEO_S, allow_inf_nan=False)
+    fps: float = Field(gt=0, allow_inf_nan=False)
+    frames: int = Field(ge=1)  # at `fps`
     caption: str
     split: Split
     # Of the source; written only where it is interlaced.
@@ -72,9 +74,14 @@ def cut_clips(
     """Cuts a video into clips of `clip_seconds`, end to end; the last may be shorter.
 
     Args:
+        probe: of a video that is not too still for such clips (plausible.py).
         min_frames: what is left over is dropped when shorter than this.
         held: what is held out; without it every clip is for training.
     """
+    still = why_too_still(
+        frames=probe.frames, duration_s=probe.duration_s, clip_seconds=clip_seconds
+    )
+    assert not still, still
     parts: list[tuple[Span, Split]]
     if held and source.digest in held.spans:
         train, heldout = held.spans[source.digest]

@@ -1,23 +1,19 @@
-"""Video files into facts and frames, by decoding: headers lie about length, rate and rotation.
+"""Frames of video files, chosen by the time at which they are shown, never by index.
 
-Frames are chosen by the time at which they are shown, never by index. Knows no clips, stores or
-stages, and imports no torch, so that child processes start quickly.
+Knows no clips, stores or stages, and imports no torch, so that child processes start quickly.
 """
 
-import statistics
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from itertools import chain, dropwhile, islice
 from pathlib import Path
 
-import av
 import numpy as np
 
 from preprocessing.damage import DecodeError, reason_for_no_frames
-from preprocessing.fields import Deinterlacing, Scan, ScanMeter, deinterlaced
-from preprocessing.fit import RESIZER, Fitter, orientation_of, pixel_shape, shown_size
-from preprocessing.reader import Reader, Shown, open_video
-from videoldm_core.records import Record
+from preprocessing.fields import Deinterlacing, deinterlaced
+from preprocessing.fit import RESIZER, Fitter, pixel_shape
+from preprocessing.probe import Probe, frame_times, probe_video
+from preprocessing.reader import OnFrame, Reader, Shown, open_video, unnoted
 
 __all__ = [
     "RESIZER",
@@ -34,120 +30,6 @@ SEEKABLE = ("mov,mp4", "matroska")  # containers with an index and true presenta
 STAMP_TOLERANCE_S = 0.0005  # containers round times to their tick; no rounding is larger than this
 
 
-class Probe(Record):
-    """What decoding every frame of a video showed, beside what its header claims."""
-
-    frames: int
-    duration_s: float  # from the first shown frame to the end of the last
-    fps: float  # of the typical frame distance
-    variable_rate: bool
-    longest_frame_s: float  # how long the longest-standing frame is shown
-    width: int  # as shown: after pixel shape and rotation
-    height: int
-    codec: str
-    header_frames: int | None
-    header_fps: float | None
-    header_duration_s: float | None
-    scan: Scan = "progressive"  # as measured, whatever the file says
-    warnings: tuple[str, ...] = ()  # differences between header and frames, damage, oddities
-
-    @property
-    def mean_fps(self) -> float:
-        """Frames shown per second, over the whole video; of a variable rate, the mean."""
-        return self.frames / self.duration_s
-
-
-def frame_times(path: Path) -> list[float]:
-    """When every frame is shown, in seconds after the first shown frame."""
-    with open_video(path) as reader:
-        stamps = [stamp for stamp, _ in reader]
-        if not stamps:
-            raise reason_for_no_frames(path, reader.header_frames, reader.damage)
-        return [float((stamp - stamps[0]) * reader.tick) for stamp in stamps]
-
-
-def probe_video(path: Path) -> Probe:
-    """Decodes every frame (without converting it) and says what is there.
-
-    Raises:
-        DecodeError: no frame can be decoded; with its category and reason.
-    """
-    with open_video(path) as reader:
-        stamps: list[int] = []
-        sizes: set[tuple[int, int]] = set()
-        meter = ScanMeter()
-        first = final = None
-        for stamp, frame in reader:
-            meter.add(frame)
-            stamps.append(stamp)
-            sizes.add((frame.width, frame.height))
-            first, final = first or frame, frame
-        if first is None or final is None:
-            raise reason_for_no_frames(path, reader.header_frames, reader.damage)
-        return _with_scan(_summary(reader, stamps, sizes, (first, final)), meter)
-
-
-def _summary(
-    reader: Reader,
-    stamps: list[int],
-    sizes: set[tuple[int, int]],
-    ends: tuple[av.VideoFrame, av.VideoFrame],
-) -> Probe:
-    first, final = ends
-    gaps = [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
-    typical = statistics.median(gaps) if gaps else reader.lasts(first)
-    # Ticks are rounded (33, 34, 33 ms): the rate is the mean of the ordinary gaps, not the median.
-    ordinary = [gap for gap in gaps if abs(gap - typical) <= 1 + typical / 10] or [typical]
-    last = final.duration or statistics.mean(ordinary)
-    turn = orientation_of(first)
-    shape = pixel_shape(reader.stream.sample_aspect_ratio)
-    width, height = shown_size(first.width, first.height, shape, turn)
-    rate, stated_duration = reader.stream.average_rate, reader.container.duration
-    probe = Probe(
-        frames=len(stamps),
-        duration_s=float((stamps[-1] - stamps[0] + Fraction(last)) * reader.tick),
-        fps=float(1 / (Fraction(statistics.mean(ordinary)) * reader.tick)),
-        variable_rate=len(ordinary) < len(gaps),
-        longest_frame_s=float(Fraction(max([*gaps, last])) * reader.tick),
-        width=width,
-        height=height,
-        codec=reader.stream.codec_context.name,
-        header_frames=reader.header_frames,
-        header_fps=float(rate) if rate else None,
-        header_duration_s=stated_duration / av.time_base if stated_duration else None,
-    )
-    return probe.model_copy(
-        update={"warnings": tuple(_warnings(probe, reader, sizes, turn.is_readable))}
-    )
-
-
-def _warnings(
-    probe: Probe, reader: Reader, sizes: set[tuple[int, int]], is_turn_readable: bool
-) -> Iterator[str]:
-    if probe.header_frames and probe.header_frames != probe.frames:
-        yield f"the header says {probe.header_frames} frames, {probe.frames} are shown"
-    stated_s = probe.header_duration_s
-    if stated_s and abs(stated_s - probe.duration_s) > max(0.25, 2 * probe.longest_frame_s):
-        yield f"the header says {stated_s:.2f} s, the frames last {probe.duration_s:.2f} s"
-    if probe.header_fps and abs(probe.header_fps / probe.fps - 1) > 0.02:
-        yield f"the header says {probe.header_fps:.3g} frames/s, the frames come at {probe.fps:.3g}"
-    if reader.damage:
-        yield f"damaged after {probe.duration_s:.2f} s and used up to there ({reader.damage})"
-    yield from reader.oddities()
-    if len(sizes) > 1:
-        yield f"the picture size changes ({len(sizes)} sizes)"
-    if not is_turn_readable:
-        yield "the rotation in the header is no multiple of 90 degrees and is ignored"
-
-
-def _with_scan(probe: Probe, meter: ScanMeter) -> Probe:
-    scan = meter.scan()
-    warnings = probe.warnings
-    if scan == "progressive" and meter.flagged:
-        warnings = (*warnings, "flagged interlaced, but its frames are whole pictures")
-    return probe.model_copy(update={"scan": scan, "warnings": warnings})
-
-
 def decode_frames(
     path: Path,
     times_s: Sequence[float],
@@ -155,10 +37,18 @@ def decode_frames(
     height: int,
     width: int,
     deinterlacing: Deinterlacing | None = None,
+    on_frame: OnFrame = unnoted,
 ) -> np.ndarray:
     """The frames shown at `times_s`, as uint8 (t h w 3); see `shown_frames`."""
     frames = np.empty((len(times_s), height, width, 3), np.uint8)
-    shown = shown_frames(path, times_s, height=height, width=width, deinterlacing=deinterlacing)
+    shown = shown_frames(
+        path,
+        times_s,
+        height=height,
+        width=width,
+        deinterlacing=deinterlacing,
+        on_frame=on_frame,
+    )
     for number, frame in enumerate(shown):
         frames[number] = frame
     return frames
@@ -171,6 +61,7 @@ def shown_frames(
     height: int,
     width: int,
     deinterlacing: Deinterlacing | None = None,
+    on_frame: OnFrame = unnoted,
 ) -> Iterator[np.ndarray]:
     """The frames shown at `times_s`, one after the other, each uint8 (h w 3).
 
@@ -178,6 +69,7 @@ def shown_frames(
         times_s: ascending, after the first shown frame; each takes the last frame shown by then.
         height, width: of the upright picture; filled, the rest is cropped evenly.
         deinterlacing: how frames of two fields become pictures; without it, rows stay as they are.
+        on_frame: called with every frame that is decoded, also with those that are not shown.
 
     Raises:
         DecodeError: the file cannot be decoded, or not as far as the last of `times_s`.
@@ -186,7 +78,7 @@ def shown_frames(
     assert all(a <= b for a, b in zip(times_s, times_s[1:], strict=False)), "times must ascend"
     assert times_s[0] >= 0, "times count from the first shown frame"
     for may_seek in (True, False):  # a seek lands too late in files with odd indexes
-        with open_video(path) as reader:
+        with open_video(path, on_frame) as reader:
             begun = _begin(path, reader, times_s, deinterlacing, may_seek=may_seek)
             if begun is not None:
                 fitter = Fitter(height, width, pixel_shape(reader.stream.sample_aspect_ratio))

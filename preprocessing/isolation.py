@@ -1,57 +1,61 @@
 """Plain functions in child processes with limits: a crash, a hang, a memory blow-up cost one call.
 
-Children are fresh interpreters that import only what the called function needs, stay for many
-calls, and are replaced after any failure. Knows nothing about videos.
+Children are fresh interpreters that import only what the called function needs (child.py), stay for
+many calls, and are replaced after any failure. Knows nothing about videos.
 """
 
 import contextlib
-import importlib
+import json
 import os
-import pickle
-import resource
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.connection import wait
+from typing import Any
 
+from preprocessing import messages
+from preprocessing.answers import Call, Cause, IncomingAnswer, IsolatedError, Outcome, one_line
+from preprocessing.child import Limits
 from videoldm_core.errors import UserError
 from videoldm_core.interpreter import python_command, python_environment
 
+__all__ = ["MEMORY_BYTES", "Call", "IsolatedError", "Limits", "Outcome", "Workers"]
+
 MEMORY_BYTES = 4 * 1024**3  # of address space
 CALLS_PER_CHILD = 200  # then a fresh one: what a library leaks is given back
+LONGEST_START_S = 600.0  # of a child, on a machine that is busy
 _GRACE_S = 3.0  # for a child that was told to end
-_CHILD = f"import sys; from {__name__} import serve; serve(*map(int, sys.argv[1:]))"
-
-
-class IsolatedError(UserError):
-    """A call that did not come back: what happened to its process."""
-
-
-class Call(NamedTuple):
-    """One call of the function that a pool runs."""
-
-    args: tuple[Any, ...]
-    timeout_s: float
-
-
-class Outcome(NamedTuple):
-    """What became of the call number `index`: a value, or the error it ended with."""
-
-    index: int
-    value: Any = None
-    # IsolatedError: the process was lost; else what the function raised.
-    error: Exception | None = None
+_SEND_S = 60.0  # for a child to take its next call
+# By the clock, a call may take so many times its processor time, however often it says that it
+# gets on: a child in the hands of a hostile file can say so for ever.
+_MOST_WAITING = 10
+_CHILD = "import sys; from preprocessing.child import serve; serve(*map(int, sys.argv[1:]))"
+# All that a child sees of the environment: no keys, tokens or passwords.
+_KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LANGUAGE", "TMPDIR", "TZ")
 
 
 class Workers:
     """A pool of child processes; a context manager that leaves none behind."""
 
-    def __init__(self, count: int, *, memory_bytes: int = MEMORY_BYTES) -> None:
+    # Why children can reach the network; empty where they cannot, None before one has started.
+    network: str | None = None
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        errors: Sequence[type[UserError]] = (UserError,),
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
+        """
+        Args:
+            errors: of the function, that come back as they are; others as words.
+        """
         assert count > 0, "a pool needs a worker"
-        self._count, self._memory_bytes = count, memory_bytes
+        self._count, self._errors, self._memory_bytes = count, errors, memory_bytes
         self._children: list[_Child] = []
 
     def __enter__(self) -> "Workers":
@@ -65,7 +69,8 @@ class Workers:
     def run(self, function: Callable[..., Any], calls: Iterable[Call]) -> Iterator[Outcome]:
         """Yields an outcome per call, as they finish; errors are yielded, never raised.
 
-        `function` is found by its name in the child, so it stands at the top of a module.
+        `function` is found by its name in the child, so it stands at the top of a module. It is
+        called with a `Progress` and the call's arguments, and gives JSON or an `Answer`.
         """
         numbered = enumerate(calls)
         is_exhausted = False
@@ -74,6 +79,8 @@ class Workers:
                 following = next(numbered, None)
                 if following is None:
                     is_exhausted = True
+                elif following[1].most_bytes > self._memory_bytes:
+                    yield Outcome(following[0], error=_too_large(self._memory_bytes))
                 else:
                     child.start(*following, function)
             busy = [child for child in self._children if child.is_busy]
@@ -86,19 +93,22 @@ class Workers:
             if not child.is_busy:
                 return child
         if len(self._children) < self._count:
-            self._children.append(_Child(self._memory_bytes))
+            self._children.append(_Child(self._errors, self._memory_bytes))
             return self._children[-1]
         return None
 
     def _finished(self, busy: list["_Child"]) -> Iterator[Outcome]:
-        patience_s = max(0.0, min(child.deadline for child in busy) - time.monotonic())
-        wait([child.connection for child in busy], patience_s)
+        begun = time.monotonic()
+        wait([child.line for child in busy], min(child.patience_s for child in busy))
+        waited_s = time.monotonic() - begun
         outcomes = []
         for child in busy:
-            outcome = child.outcome()
+            outcome = child.outcome(waited_s)
+            self.network = self.network if child.network is None else child.network
             if outcome is None:
                 continue
-            is_lost = isinstance(outcome.error, IsolatedError)
+            error = outcome.error
+            is_lost = isinstance(error, IsolatedError) and error.cause != "raised"
             if is_lost or child.calls >= CALLS_PER_CHILD:
                 child.end(at_once=is_lost)
                 self._children.remove(child)
@@ -109,63 +119,116 @@ class Workers:
 class _Child:
     """One child process and the call it is busy with."""
 
-    def __init__(self, memory_bytes: int) -> None:
-        ours, theirs = socket.socketpair()
-        environment = {
-            **os.environ,
-            **python_environment(),
-            "OMP_NUM_THREADS": "1",  # one core per child, and thread buffers count as memory
-            "OPENBLAS_NUM_THREADS": "1",
-        }
+    def __init__(self, errors: Sequence[type[UserError]], memory_bytes: int) -> None:
+        self.line, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [*python_command(), "-c", _CHILD, str(theirs.fileno()), str(memory_bytes)],
+                [*_interpreter(), "-c", _CHILD, str(theirs.fileno()), str(memory_bytes)],
                 pass_fds=[theirs.fileno()],
-                env=environment,
+                env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-        self.connection = Connection(ours.detach())
+        self.line.settimeout(_SEND_S)
+        self._inbox = messages.Inbox(self.line, self._room)
+        self._errors, self._memory_bytes = errors, memory_bytes
+        self.network: str | None = None  # why it reaches the network; None: it has not started
         self.calls = 0
         self.is_busy = False
-        self.deadline = 0.0
         self._index = -1
-        self._timeout_s = 0.0
+        self._limits = Limits(0.0, 0.0, 0.0)
+        self._answer = IncomingAnswer(Call((), self._limits), ())
+        self._silent_s = self._waited_s = 0.0  # while the parent listened
 
     def start(self, index: int, call: Call, function: Callable[..., Any]) -> None:
-        self._index, self._timeout_s, self.is_busy = index, call.timeout_s, True
-        self.deadline = time.monotonic() + call.timeout_s
+        self._index, self._limits, self.is_busy = index, call.limits, True
+        self._answer = IncomingAnswer(call, self._errors)
+        self._silent_s = self._waited_s = 0.0
         self.calls += 1
+        asked = [function.__module__, function.__qualname__, call.args, call.limits]
         with contextlib.suppress(OSError):  # it died while idle: outcome() says so
-            self.connection.send((function.__module__, function.__qualname__, *call))
+            messages.send(self.line, messages.CALL, json.dumps(asked).encode())
 
-    def outcome(self) -> Outcome | None:
-        """What became of the call; None while it still runs."""
+    @property
+    def patience_s(self) -> float:
+        """How long it may be silent from now on, s."""
+        if self.network is None:
+            return max(0.0, LONGEST_START_S - self._silent_s)
+        most_s = self._limits.idle_wall_s + _MOST_WAITING * self._limits.total_cpu_s
+        return max(0.0, min(self._limits.idle_wall_s - self._silent_s, most_s - self._waited_s))
+
+    def outcome(self, waited_s: float) -> Outcome | None:
+        """What became of the call; None while it still runs.
+
+        Args:
+            waited_s: how long the parent has listened for it since the last time.
+        """
+        self._silent_s += waited_s
+        self._waited_s += waited_s
         try:
-            if self.connection.poll():
-                value, error = self.connection.recv()
-                self.is_busy = False
-                return Outcome(self._index, value, error)
-        except (EOFError, OSError, pickle.UnpicklingError):
-            return Outcome(self._index, error=IsolatedError(self._how_it_died()))
-        if time.monotonic() < self.deadline:
+            for kind, content in self._inbox.messages():
+                self._silent_s = 0.0
+                if ended := self._take(kind, content):
+                    self.is_busy = False
+                    return ended
+        except messages.UntrueAnswer as error:
+            said = f"its process answered what cannot be true ({one_line(str(error))})"
+            return self._lost(said, "untrue")
+        except (EOFError, OSError):
+            return self._lost(*self._how_it_died())
+        if self.patience_s > 0:
             return None
-        said = f"it took longer than {self._timeout_s:g} s and was stopped"
-        return Outcome(self._index, error=IsolatedError(said))
+        return self._lost(_waited(self._silent_s), "waiting")
 
-    def _how_it_died(self) -> str:
+    def _room(self, kind: bytes, length: int) -> memoryview:
+        return self._answer.room(kind, length)
+
+    def _take(self, kind: bytes, content: memoryview) -> Outcome | None:
+        if self.network is None:
+            said = messages.parse(content)
+            if kind != messages.READY or not isinstance(said, str):
+                raise messages.UntrueAnswer("no greeting")
+            self.network = one_line(said)
+            self._silent_s = self._waited_s = 0.0
+            return None
+        ended = self._answer.take(kind, content)
+        if ended is None:
+            return None
+        value, error = ended
+        if isinstance(error, IsolatedError) and error.cause == "memory":
+            error = _too_large(self._memory_bytes)
+        return Outcome(self._index, value, error)
+
+    def _lost(self, said: str, cause: Cause) -> Outcome:
+        return Outcome(self._index, error=IsolatedError(said, cause))
+
+    def _how_it_died(self) -> tuple[str, Cause]:
         try:
             code = self._process.wait(_GRACE_S)
         except subprocess.TimeoutExpired:
-            return "its process stopped answering"
+            return "its process stopped answering", "lost"
+        limits = self._limits
+        ends: dict[int, tuple[str, Cause]] = {
+            -signal.SIGPROF: (
+                f"it used {limits.idle_cpu_s:g} s of processor time without progress",
+                "idle",
+            ),
+            -signal.SIGXCPU: (
+                f"it used more than {limits.total_cpu_s:g} s of processor time",
+                "total",
+            ),
+            -signal.SIGALRM: (_waited(limits.idle_wall_s), "waiting"),
+        }
+        if code in ends:
+            return ends[code]
         if code < 0:
-            return f"its process crashed ({signal.Signals(-code).name})"
-        return f"its process ended without an answer (exit code {code})"
+            return f"its process crashed ({_signal_name(-code)})", "lost"
+        return f"its process ended without an answer (exit code {code})", "lost"
 
     def end(self, *, at_once: bool = False) -> None:
         """Ends the process: by hanging up, and by force when that is not enough."""
-        self.connection.close()
+        self.line.close()
         try:
             self._process.wait(0 if at_once or self.is_busy else _GRACE_S)
         except subprocess.TimeoutExpired:
@@ -173,35 +236,32 @@ class _Child:
             self._process.wait()
 
 
-def serve(file_number: int, memory_bytes: int) -> None:
-    """The child's side: answers the calls that come over a socket until it is closed."""
-    line = Connection(file_number)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(ValueError, OSError):  # some systems know no such limit
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    while True:
-        try:
-            module, name, args, timeout_s = line.recv()
-        except EOFError:
-            return
-        # Rings in the kernel, so that a child that hangs in C outlives its parent by seconds only.
-        signal.setitimer(signal.ITIMER_REAL, timeout_s + 2 * _GRACE_S)
-        answer = _answer(module, name, args, memory_bytes)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        line.send_bytes(answer)
+def _too_large(memory_bytes: int) -> IsolatedError:
+    allowed = f"{memory_bytes / 1024**3:.3g} GiB"
+    return IsolatedError(f"it needs more than the {allowed} of memory it may use", "memory")
 
 
-def _answer(module: str, name: str, args: tuple[Any, ...], memory_bytes: int) -> bytes:
-    """The pickled (value, error) of one call."""
-    try:
-        return pickle.dumps((getattr(importlib.import_module(module), name)(*args), None))
-    except MemoryError:
-        said = f"it needs more than the {memory_bytes / 1024**3:.3g} GiB of memory it may use"
-        return pickle.dumps((None, IsolatedError(said)))
-    except Exception as error:
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # an exception that cannot travel is told in words
-            error = RuntimeError(f"{type(error).__name__}: {error}")
-        return pickle.dumps((None, error))
+def _waited(seconds: float) -> str:
+    return f"it waited {seconds:.0f} s without progress"
+
+
+def _signal_name(number: int) -> str:
+    known = {member.value for member in signal.Signals}
+    return signal.Signals(number).name if number in known else f"signal {number}"
+
+
+def _interpreter() -> list[str]:
+    """Python, reading file names as this process does."""
+    return [*python_command(), "-X", f"utf8={sys.flags.utf8_mode}"]
+
+
+def _environment() -> dict[str, str]:
+    kept = {
+        name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("LC_")
+    }
+    return {
+        **kept,
+        **python_environment(),
+        "OMP_NUM_THREADS": "1",  # one core per child, and thread buffers count as memory
+        "OPENBLAS_NUM_THREADS": "1",
+    }

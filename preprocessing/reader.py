@@ -4,7 +4,7 @@ Hides containers, edit lists, damaged ends, clocks that restart and timestamps t
 converts no pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -17,15 +17,23 @@ from av.video.stream import VideoStream
 from preprocessing.clock import Clock, may_restart
 from preprocessing.damage import reason_for_no_video
 from preprocessing.streams import video_stream
+from preprocessing.video_codecs import DECODERS, check_codec
 
 # An untrusted file must not make us open others: to ffmpeg, playlists are videos too.
 _ONLY_THIS_FILE = {
     "protocol_whitelist": "file",
     "format_whitelist": "mov,matroska,avi,gif,mpeg,mpegts,mpegvideo,asf,flv,ogg,mxf,m4v,h264,hevc,"
     "ivf,yuv4mpegpipe,dv,rm,wtv",
+    # Also for the look into every stream, sound too, by which ffmpeg opens a file.
+    "codec_whitelist": ",".join(sorted(DECODERS)),
 }
 
 Shown = tuple[int, av.VideoFrame]  # stamp in ticks, frame
+OnFrame = Callable[[av.VideoFrame], None]
+
+
+def unnoted(_: av.VideoFrame) -> None:
+    """For readers whose progress nobody follows."""
 
 
 class Reader:
@@ -38,8 +46,14 @@ class Reader:
     damage: str  # what ended the video early; empty when it was read to its end
     dropped: int  # frames left out because their time does not advance
 
-    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
-        self.container, self.stream = container, stream
+    def __init__(
+        self, container: InputContainer, stream: VideoStream, on_frame: OnFrame = unnoted
+    ) -> None:
+        """
+        Args:
+            on_frame: called with every frame that is decoded, shown or not.
+        """
+        self.container, self.stream, self._on_frame = container, stream, on_frame
         self.header_frames: int | None = stream.frames or None
         assert stream.time_base is not None, "a demuxed stream has a time base"
         self.tick: Fraction = stream.time_base
@@ -104,6 +118,7 @@ class Reader:
                     continue
                 try:
                     for frame in packet.decode():
+                        self._on_frame(frame)
                         if not has_frame:
                             has_frame, self.damage = True, ""
                         yield frame
@@ -116,11 +131,14 @@ class Reader:
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[Reader]:
+def open_video(path: Path, on_frame: OnFrame = unnoted) -> Iterator[Reader]:
     """Opens the video stream of a file (streams.py).
 
+    Args:
+        on_frame: called with every frame that is decoded, shown or not.
+
     Raises:
-        DecodeError: there is none.
+        DecodeError: there is none, or none of a codec that is read.
     """
     try:
         # Titles, names and chapters come in any encoding; nothing here reads them.
@@ -129,6 +147,7 @@ def open_video(path: Path) -> Iterator[Reader]:
         raise reason_for_no_video(path, error) from None
     with container:
         stream = video_stream(container)
+        check_codec(stream)
         stream.thread_type = "NONE"  # one decoder per core; threads inside one cost 9-20 % more
         stream.codec_context.thread_count = 1
-        yield Reader(container, stream)
+        yield Reader(container, stream, on_frame)

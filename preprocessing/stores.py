@@ -15,9 +15,11 @@ from torch import Tensor
 
 from preprocessing import recode
 from preprocessing.clips import Clip
+from preprocessing.damage import DecodeError
 from preprocessing.decode import RESIZER
+from preprocessing.decoding_limits import MOST_CPU_HOURS, decoding_limits
 from preprocessing.encode import encode_side_by_side
-from preprocessing.fields import Deinterlacing, deinterlacing
+from preprocessing.fields import deinterlacing
 from preprocessing.isolation import Call, Outcome, Workers
 from preprocessing.names import path_below
 from preprocessing.shard import (
@@ -37,8 +39,6 @@ from videoldm_core.errors import UserError
 from videoldm_core.files import sha256_of_folder
 from videoldm_core.machine import usable_cores
 from videoldm_core.models.encoder import load_frozen_encoder
-
-CLIP_TIMEOUT_S = 180.0  # one clip, in a child process
 
 
 class CaptionEncoder(Protocol):
@@ -63,6 +63,7 @@ class StoreRequest:
     video: VideoFormat
     text: CaptionEncoder
     clips_per_shard: int = 64
+    cpu_hours: float = MOST_CPU_HOURS  # of processor time, that decoding one clip may take
     progress: Callable[[int, int], None] = lambda done, total: None  # clips done, clips in all
 
 
@@ -75,10 +76,12 @@ def encode_pixels(request: StoreRequest) -> Path | str:
     video = request.video
     size = (video.height * video.upscale, video.width * video.upscale)
     identity = _identity(request, "pixels", encoder=CODEC_NAME, size=size)
-    texts = _Texts(request.text)
+    texts, limits = _Texts(request.text), decoding_limits(request.cpu_hours)
 
     def make(clips: Sequence[Clip], workers: Workers) -> Iterator[tuple[int, Made]]:
-        calls = [(*_source(request, clip), size, clip.fps, _how(request, clip)) for clip in clips]
+        calls = [
+            recode.video_call(_wanted(request, clip, size), limits, clip.fps) for clip in clips
+        ]
         for place, coded in _isolated(workers, recode.video_of_clip, clips, calls=calls):
             if isinstance(coded, DroppedClip):
                 yield place, coded
@@ -106,10 +109,10 @@ def encode_latents(
     encoder = f"{sha256_of_folder(vae_folder)} {precision}" if vae_folder.is_dir() else ""
     vae = load_frozen_encoder(vae_folder, device=device)
     identity = _identity(request, "latents", encoder=encoder, size=size)
-    texts = _Texts(request.text)
+    texts, limits = _Texts(request.text), decoding_limits(request.cpu_hours)
 
     def make(clips: Sequence[Clip], workers: Workers) -> Iterator[tuple[int, Made]]:
-        calls = [(*_source(request, clip), size, _how(request, clip)) for clip in clips]
+        calls = [recode.frames_call(_wanted(request, clip, size), limits) for clip in clips]
         places: deque[int] = deque()
         dropped: list[tuple[int, Made]] = []
 
@@ -160,12 +163,10 @@ def _identity(
     )
 
 
-def _source(request: StoreRequest, clip: Clip) -> tuple[Path, list[float]]:
-    return path_below(request.folder_of_videos, clip.source), clip.times_s()
-
-
-def _how(request: StoreRequest, clip: Clip) -> Deinterlacing | None:
-    return deinterlacing(clip.scan, request.video.deinterlace)
+def _wanted(request: StoreRequest, clip: Clip, size: tuple[int, int]) -> recode.Wanted:
+    path = path_below(request.folder_of_videos, clip.source)
+    how = deinterlacing(clip.scan, request.video.deinterlace)
+    return recode.Wanted(str(path), clip.times_s(), size, how)
 
 
 def _isolated(
@@ -173,18 +174,16 @@ def _isolated(
     function: Callable[..., Any],
     clips: Sequence[Clip],
     *,
-    calls: list[tuple[Any, ...]],
+    calls: Sequence[Call],
 ) -> Iterator[tuple[int, Any]]:
     """(place, value) of every call, as they finish; a failed call's value is the dropped clip."""
-    for outcome in workers.run(function, [Call(args, CLIP_TIMEOUT_S) for args in calls]):
+    for outcome in workers.run(function, calls):
         yield outcome.index, _dropped(clips, outcome) if outcome.error else outcome.value
 
 
 def _dropped(clips: Sequence[Clip], outcome: Outcome) -> DroppedClip:
-    clip, error = clips[outcome.index], outcome.error
-    is_explained = isinstance(error, UserError)
-    reason = str(error) if is_explained else f"{type(error).__name__}: {error}"
-    return DroppedClip(key=clip.key, source=clip.source, reason=reason)
+    clip = clips[outcome.index]
+    return DroppedClip(key=clip.key, source=clip.source, reason=str(outcome.error))
 
 
 def _make_store(
@@ -204,7 +203,7 @@ def _make_store(
     done = sum(len(unit.clips) for unit in units if unit.shard in finished)
     request.progress(done, total)
     # Children start on demand: none for a store that is finished.
-    with Workers(usable_cores()) as workers:
+    with Workers(usable_cores(), errors=(DecodeError,)) as workers:
 
         def counted(clips: Sequence[Clip]) -> Iterator[tuple[int, Made]]:
             for count, made in enumerate(make(clips, workers), 1):

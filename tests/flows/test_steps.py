@@ -4,16 +4,19 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flows.config import SampleConfig, load_run
 from flows.dag import Step, ancestors, in_order
 from flows.launch.local import LocalLauncher
+from flows.prepare import Preparation, StepRequest
 from flows.stages import Foreman
 from flows.steps import boxed_stages, cascade_steps, encoder_stage, inventory, sample_settings
 from flows.table import table_of
 from flows.tracking import Tracker
+from preprocessing.plausible import RULES
 from videoldm_core.annotations import LabelKind, Vocabulary
 
 
@@ -139,9 +142,39 @@ def test_a_stage_of_boxes_is_admitted_for_by_its_boxes(tmp_path):
     assert steps_of(tmp_path, table=told)["admission"].settings["boxed"] == ["image"]
 
 
-def test_videos_admitted_before_their_rates_counted_are_admitted_again(tmp_path):
+def test_videos_admitted_under_other_rules_are_admitted_again(tmp_path):
     (tmp_path / "mine").mkdir()
-    assert "rates" in steps_of(tmp_path, f"videos={tmp_path / 'mine'}")["admission"].settings
+    mine = f"videos={tmp_path / 'mine'}"
+    settings = steps_of(tmp_path, mine)["admission"].settings
+    assert {"rates": "mean", "rules": RULES}.items() <= settings.items()
+    assert steps_of(tmp_path, mine, "decode_cpu_hours=9")["admission"].settings != settings
+    before, after = steps_of(tmp_path), steps_of(tmp_path, "decode_cpu_hours=9")
+    assert before["admission"].settings == after["admission"].settings, "filmed ones are not"
+
+
+class GivenUp(Exception):
+    """Ends a step where a test has seen enough."""
+
+
+def _give_up(*_, **given):
+    raise GivenUp(given)
+
+
+def test_the_processor_time_that_decoding_may_take_reaches_every_decoding(tmp_path, monkeypatch):
+    run = load_run("tiny", [f"out={tmp_path}", "decode_cpu_hours=3.5"])
+    files = {"journal": tmp_path / "journal", "answer": tmp_path / "answer"}
+    steps = Preparation(StepRequest(step="admission", run=run, **files))
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_text("not looked at")
+    with monkeypatch.context() as patch:
+        patch.setattr("preprocessing.admission.examine_all", _give_up)
+        with pytest.raises(GivenUp) as called:
+            steps.admission()
+    assert called.value.args[0]["cpu_hours"] == 3.5
+    admission = SimpleNamespace(clips=())
+    monkeypatch.setattr("preprocessing.admission_record.read_admission", lambda out: admission)
+    monkeypatch.setattr("videoldm_core.models.text.TextTower.load", lambda folder: None)
+    assert steps._stores(tmp_path).cpu_hours == 3.5
 
 
 def test_another_role_makes_the_release_and_the_sample_due(tmp_path):

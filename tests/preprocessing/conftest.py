@@ -6,10 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import av
+import numpy as np
 import pytest
 
 from preprocessing import examine
 from preprocessing.admission import admit
+from preprocessing.child import no_progress
 from preprocessing.isolation import Outcome, Workers
 from preprocessing.sources import NOTHING_ELSE, find_sources
 from videoldm_core.errors import UserError
@@ -45,7 +47,9 @@ class InThisProcess(Workers):
     def run(self, function, calls):
         for index, call in enumerate(calls):
             try:
-                outcome = Outcome(index, function(*call.args))
+                answer = function(no_progress, *call.args)
+                content = np.frombuffer(b"".join(answer.pieces), np.uint8)
+                outcome = Outcome(index, call.read(answer.facts, content))
             except UserError as error:
                 outcome = Outcome(index, error=error)
             yield outcome
@@ -81,7 +85,14 @@ def admit_folder(_few_processes, folder, tmp_path):
     """Admits `sources`, else the folder's, for three small stages."""
 
     def run(
-        *, sources=None, windows=WINDOWS, boxed=(), left_out=NOTHING_ELSE, progress=None, **changes
+        *,
+        sources=None,
+        windows=WINDOWS,
+        boxed=(),
+        left_out=NOTHING_ELSE,
+        cpu_hours=1.0,
+        progress=None,
+        **changes,
     ):
         video = {"fps": 8.0, "height": 24, "width": 32, "upscale": 2, "clip_seconds": 3.0}
         video |= {"deinterlace": "bwdif"}
@@ -93,6 +104,7 @@ def admit_folder(_few_processes, folder, tmp_path):
             left_out=left_out,
             out=tmp_path / "out",
             workers=2,
+            cpu_hours=cpu_hours,
             progress=progress,
         )
 

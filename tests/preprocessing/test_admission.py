@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from preprocessing import examine
 from preprocessing.admission_record import read_admission
-from preprocessing.isolation import IsolatedError
+from preprocessing.isolation import IsolatedError, Outcome
 from preprocessing.sources import find_sources
+from tests.preprocessing.conftest import InThisProcess
 from videoldm_core.errors import UserError
 
 
@@ -76,7 +79,7 @@ def test_an_unchanged_video_is_examined_once(admit_folder, folder, counting_vide
     monkeypatch.setattr(
         examine,
         "_examine",
-        lambda sources, workers: examined.extend(s.name for s in sources) or real(sources, workers),
+        lambda sources, *args: examined.extend(s.name for s in sources) or real(sources, *args),
     )
     first = admit_folder()
     assert admit_folder() == first
@@ -105,17 +108,75 @@ def test_an_interrupted_admission_goes_on_where_it_was(admit_folder, tmp_path):
     assert seen[-1][:2] == (3, 3)
 
 
-def test_a_video_stopped_by_a_limit_is_refused_and_tried_again(admit_folder, monkeypatch):
-    def stopped(sources, workers):
-        for source in sources:
-            category, detail = examine._reason(IsolatedError("it took longer than 60 s"))
-            yield source, examine.Finding(digest=source.digest, category=category, detail=detail)
+@pytest.fixture
+def ended_by(monkeypatch):
+    """ended_by(cause): within it, every call ends that way; gives the names that were examined."""
 
-    with monkeypatch.context() as patch:
-        patch.setattr(examine, "_examine", stopped)
-        with pytest.raises(UserError, match=r"'stopped' \(3\), as 'good0.mp4': stopped: it took"):
-            admit_folder()
+    @contextmanager
+    def end(cause):
+        examined = []
+
+        class Stopping(InThisProcess):
+            def run(self, function, calls):
+                for index, call in enumerate(calls):
+                    examined.append(Path(call.args[0]).name)
+                    yield Outcome(index, error=IsolatedError("it took too much", cause))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(examine, "Workers", Stopping)
+            yield examined
+
+    return end
+
+
+@pytest.mark.parametrize("cause", ["waiting", "memory", "lost", "untrue"])
+def test_a_video_stopped_by_the_machine_is_refused_and_tried_again(admit_folder, ended_by, cause):
+    with (
+        ended_by(cause),
+        pytest.raises(
+            UserError, match=r"'stopped' \(3\), as 'good0.mp4': stopped: it took too much"
+        ),
+    ):
+        admit_folder()
     assert admit_folder().accepted == 3
+
+
+def test_a_video_that_uses_up_its_processor_time_is_refused_and_not_tried_again(
+    admit_folder, ended_by
+):
+    for _ in range(2):
+        with (
+            ended_by("idle") as examined,
+            pytest.raises(
+                UserError,
+                match=r"'too long to decode' \(3\), as 'good0.mp4': too long to decode: it",
+            ),
+        ):
+            admit_folder()
+    assert examined == []
+
+
+def test_a_video_that_needs_more_processor_time_is_tried_again_when_it_may_have_more(
+    admit_folder, ended_by
+):
+    said = "too long to decode: it took too much; set decode_cpu_hours to more than 2; give others"
+    for hours in (2.0, 2.0, 1.0):
+        with ended_by("total") as examined, pytest.raises(UserError, match=said):
+            admit_folder(cpu_hours=hours)
+    assert examined == []
+    assert admit_folder(cpu_hours=2.1).accepted == 3
+
+
+def test_what_other_rules_found_is_not_believed(admit_folder, tmp_path, monkeypatch):
+    admit_folder()
+    monkeypatch.setattr(examine, "RULES", examine.RULES + 1)
+    seen = []
+    admit_folder(progress=lambda *step: seen.append(step))
+    assert seen[0][:2] == (1, 3), "none is known"
+    findings = tmp_path / "out" / examine.FINDINGS
+    findings.write_text(findings.read_text().replace(f',"rules":{examine.RULES}', ""))
+    admit_folder(progress=lambda *step: seen.append(step))
+    assert seen[3][:2] == (1, 3), "of the versions before rules were counted, neither"
 
 
 def test_nothing_accepted_names_the_count_and_the_usual_reason(folder, admit_folder, tmp_path):
