@@ -11,7 +11,6 @@ on a short one it would say nothing about training. Goal: at most 1.05 times the
 import argparse
 import copy
 import os
-import socket
 import sys
 
 import torch
@@ -19,6 +18,9 @@ from torch import distributed
 
 from benchmarks import timing
 from benchmarks.training_step import FULL, SMALL, Shape, video_unet
+from flows.launch.handed import HandedFile
+from flows.launch.local import LOOPBACK
+from videoldm_core.command import RENDEZVOUS
 from videoldm_core.training.engine import (
     Engine,
     TorchEngine,
@@ -34,17 +36,8 @@ LONG_STEP_S = 1.0
 
 def launched_alone() -> None:
     """What a launcher would say to the only process of a run."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for name, value in {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }.items():
-        os.environ.setdefault(name, value)
+    os.environ |= LOOPBACK | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ[RENDEZVOUS] = f"file://{HandedFile('rendezvous').path}"
 
 
 class Stepping:

@@ -14,7 +14,7 @@ from flows.dag import Attempt, Made
 from flows.launch import Command, Launcher
 from flows.pretrained import brought_model, run_with_texts
 from flows.table import table_of
-from videoldm_core.errors import UserError
+from videoldm_core.command import run_command
 from videoldm_core.files import files_below, write_text_atomically
 from videoldm_core.machine import usable_cores
 from videoldm_core.records import Record
@@ -194,15 +194,15 @@ def _store_made(location: Path | str) -> Made:
 
 def main() -> int:
     """The command; a user's error is one sentence on stderr and exit code 2."""
-    try:
-        path = Path(sys.argv[1])
-        request = StepRequest.model_validate_json(path.read_text())
-        make: Callable[[], Made] = getattr(Preparation(request), request.step)
-        write_text_atomically(request.answer, make().model_dump_json(indent=2))
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    return run_command(
+        lambda: prepare(StepRequest.model_validate_json(Path(sys.argv[1]).read_text()))
+    )
+
+
+def prepare(request: StepRequest) -> None:
+    """Makes a step and answers what it made."""
+    make: Callable[[], Made] = getattr(Preparation(request), request.step)
+    write_text_atomically(request.answer, make().model_dump_json(indent=2))
 
 
 if __name__ == "__main__":

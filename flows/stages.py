@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flows.config import RunConfig
 from flows.dag import Attempt, Ledger, Made
 from flows.launch import Cancelled, Command, Launcher, StageCrashed
+from flows.launch.leash import End
 from flows.registry import Pin, StageModel, find_version, model_name, register_stage
 from flows.tracking import Status, Tracker
 from videoldm_core.errors import UserError
@@ -57,7 +58,7 @@ class Foreman:
             self.launcher.launch(command, on_line=attempt.on_line, cancelled=attempt.cancelled)
             published = read_published(folder)
             if published is None:
-                raise StageCrashed(command, 0, "the training ended without publishing stage.json")
+                raise StageCrashed(command, End(0, 0), "it published no stage.json")
         self._tell_worth(stage.name, published)
         self.register(stage.name)
         weights = tuple(folder / path for path in own_files(folder, published))

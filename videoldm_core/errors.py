@@ -2,7 +2,13 @@
 
 
 class UserError(Exception):
-    """One sentence for the user: what is wrong, the value, what was expected and what to do."""
+    """One sentence for the user: what is wrong, the value, what was expected and what to do.
+
+    It is one line, whatever the names of files and the messages of libraries in it hold.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class ShardError(UserError):
@@ -13,3 +19,8 @@ def reason_of(error: Exception) -> str:
     """The first line of what a library's error says, without a full stop."""
     lines = str(getattr(error, "strerror", None) or error).splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """`text` with escapes for line breaks, colours and all else that is not printed as it is."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from videoldm_core.errors import UserError
+from videoldm_core.command import run_command
 from videoldm_core.files import write_text_atomically
 from videoldm_core.job import Job, load_job
 from videoldm_core.metrics.measuring import Evidence
@@ -24,17 +24,20 @@ FILE = "worth.json"
 
 def main() -> int:
     """The command; a user's error is one sentence on stderr and exit code 2."""
-    try:
-        job = load_job(Path(sys.argv[1]))
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        data = StageData(job, rank=0, world=1)
-        rows = judge(job, part_paths(job.out, verify=True), data, device)
-        text = json.dumps([row.model_dump() for row in rows], indent=2)
-        write_text_atomically(job.out / FILE, text)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    return run_command(lambda: evaluate(load_job(Path(sys.argv[1]))))
+
+
+def evaluate(job: Job) -> None:
+    """Writes the worth rows of the job's published stage.
+
+    Raises:
+        UserError: the stage is not published, or its weights or clips cannot be read.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = StageData(job, rank=0, world=1)
+    rows = judge(job, part_paths(job.out, verify=True), data, device)
+    text = json.dumps([row.model_dump() for row in rows], indent=2)
+    write_text_atomically(job.out / FILE, text)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from videoldm_core.command import run_command
 from videoldm_core.conditioning import KeyFrames
 from videoldm_core.errors import UserError
 from videoldm_core.files import write_bytes_atomically
@@ -46,12 +47,9 @@ class Models:
 
 def main() -> int:
     """The command; a user's error is one sentence on stderr and exit code 2."""
-    try:
-        generate(load_record(Request, Path(sys.argv[1]), what="request file"))
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    return run_command(
+        lambda: generate(load_record(Request, Path(sys.argv[1]), what="request file"))
+    )
 
 
 def generate(request: Request) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed
 
+from videoldm_core.command import is_one_of_several, run_command
 from videoldm_core.data.loader import Batches
 from videoldm_core.data.plan import Plan
-from videoldm_core.errors import UserError
 from videoldm_core.evaluate import judge
 from videoldm_core.files import disk_error, publish_folder
 from videoldm_core.job import Job, load_job
@@ -44,30 +44,28 @@ PACKAGES = ("torch", "diffusers", "deepspeed", "webdataset")
 
 def main() -> int:
     """The command; a user's error is one sentence on stderr and exit code 2."""
-    try:
-        run(load_job(Path(sys.argv[1])))
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    return run_command(lambda: run(load_job(Path(sys.argv[1]))))
 
 
 def run(job: Job) -> None:
-    """Trains, judges and publishes the job's stage; does nothing when it is published already."""
+    """Trains, judges and publishes the job's stage; does nothing when it is published already.
+
+    Raises:
+        UserError: the job cannot be done. The process group is left as it is then: processes that
+            wait for this one notice only after the sentence is reported.
+    """
     # Once: the store may be given other clips while this trains on those that it had.
     published, fingerprint = read_published(job.out), job.fingerprint()
     if published is not None and published.fingerprint == fingerprint:
         return
     # Another job takes the folder over: what it held is no longer published once weights change.
     (job.out / FILE).unlink(missing_ok=True)
-    launched = "WORLD_SIZE" in os.environ
+    launched = is_one_of_several()
     if launched:
         join_processes()
-    try:
-        StageRun(job, fingerprint, rank=_rank(), world=_world()).run()
-    finally:
-        if launched:
-            distributed.destroy_process_group()
+    StageRun(job, fingerprint, rank=_rank(), world=_world()).run()
+    if launched:
+        distributed.destroy_process_group()
 
 
 class StageRun:

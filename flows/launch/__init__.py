@@ -9,6 +9,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Protocol
 
+from flows.launch.leash import End, log_of_rank
+from videoldm_core.errors import one_line
 from videoldm_core.records import Record
 
 JournalLine = dict[str, Any]
@@ -21,7 +23,7 @@ class Command(Record):
     module: str  # run as `python -m module argument`
     argument: Path
     processes: int  # 0 runs the module alone, without a process group for collectives
-    log: Path  # stdout and stderr of every process, appended
+    log: Path  # stdout and stderr of the first process, appended; others: "log.rank1.txt" beside it
     journal: Path  # followed while it runs; need not exist
 
 
@@ -44,12 +46,19 @@ class Cancelled(Exception):
 
 
 class StageCrashed(Exception):
-    """A launched command died without a sentence for the user."""
+    """A launched command died without a sentence for the user.
 
-    def __init__(self, command: Command, exit_code: int, last_lines: str) -> None:
-        self.log = command.log
-        how = f"ended with exit code {exit_code}"
-        if exit_code > 128:
-            how = f"was ended by signal {exit_code - 128}"
-        said = f"the last lines are:\n{last_lines}" if last_lines else "it wrote nothing"
-        super().__init__(f"{command.module} {how}; its log is {command.log}, {said}")
+    Args:
+        end: of the process that failed first.
+        last_lines: that it wrote.
+    """
+
+    def __init__(self, command: Command, end: End, last_lines: str) -> None:
+        self.log = log_of_rank(command.log, end.rank)
+        whose = f", process {end.rank} of {command.processes}," if command.processes > 1 else ""
+        how = f"ended with exit code {end.exit_code}"
+        if end.exit_code < 0:
+            how = f"was ended by signal {-end.exit_code}"
+        shown = "\n".join(f"  {one_line(line)}" for line in last_lines.splitlines())
+        said = f"the last lines are:\n{shown}" if shown else "it wrote nothing"
+        super().__init__(f"{command.module}{whose} {how}; its log is {str(self.log)!r}, {said}")

@@ -1,9 +1,12 @@
 """Launches on this machine, on a leash, so that no process outlives its launcher.
 
-Knows how to start, follow and end processes; not what they compute.
+Knows how to start, follow and end processes; not what they compute. The processes of one command
+find each other over a file that is handed to them and talk over the loopback interface: none of
+them can be reached from another machine.
 """
 
 import contextlib
+import json
 import os
 import subprocess
 import time
@@ -12,7 +15,9 @@ from pathlib import Path
 from threading import Event
 
 from flows.launch import Cancelled, Command, OnLine, StageCrashed, leash
+from flows.launch.handed import HandedFile
 from flows.launch.journal import JournalReader
+from videoldm_core.command import RENDEZVOUS, REPORT
 from videoldm_core.errors import UserError
 from videoldm_core.files import disk_error
 from videoldm_core.interpreter import python_command, python_environment
@@ -20,10 +25,17 @@ from videoldm_core.machine import usable_cores
 
 POLL_S = 0.2
 TAIL_LINES = 12
+# Whatever is set for jobs on several machines, one machine needs no other interface.
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
+# Set by a launcher that may have started us; what we start is no part of its job.
+FOREIGN = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    *("MASTER_ADDR", "MASTER_PORT", "NCCL_COMM_ID"),
+)
 
 
 class LocalLauncher:
-    """Local processes; several through torchrun, on a port of its own, so that none collide."""
+    """Local processes, several at a time where a command asks for them."""
 
     def __init__(self, *, grace_s: float = 5.0) -> None:
         self.grace_s = grace_s  # between asking a process to end and killing it
@@ -31,24 +43,19 @@ class LocalLauncher:
     def launch(self, command: Command, *, on_line: OnLine, cancelled: Event) -> None:
         """See `Launcher.launch`."""
         mark = uuid.uuid4().hex
-        try:
-            command.log.parent.mkdir(parents=True, exist_ok=True)
-            log = command.log.open("ab")
-        except OSError as error:
-            raise disk_error(command.log, error) from error
-        with log:
-            log_start = log.tell()
+        logs = _Logs(command)
+        with (
+            HandedFile("report") as report,
+            HandedFile("rendezvous") as rendezvous,
+            command.log.open("ab") as log,
+        ):
             held = subprocess.Popen(
-                [*python_command(), leash.__file__, str(self.grace_s), *command_line(command)],
+                self._leash(command, report),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={
-                    **environment(command.processes),
-                    **os.environ,
-                    **python_environment(),
-                    leash.MARK: mark,
-                },
+                env=_environment(command, report, rendezvous) | {leash.MARK: mark},
+                pass_fds=[report.number, rendezvous.number],
                 start_new_session=True,
             )
             try:
@@ -57,23 +64,51 @@ class LocalLauncher:
                 )
             finally:
                 _let_go(held, mark, self.grace_s)
+            written = report.text()
         if exit_code != 0:
-            raise _failure(command, exit_code, _text_from(command.log, log_start))
+            raise _failure(command, exit_code, written, logs)
+
+    def _leash(self, command: Command, report: HandedFile) -> list[str]:
+        """The words that start `command` on its leash."""
+        options = ["--processes", str(command.processes), "--log", str(command.log)]
+        options += ["--report", report.path, str(self.grace_s)]
+        module = [*python_command(), "-m", command.module, str(command.argument)]
+        return [*python_command(), leash.__file__, *options, *module]
 
 
-def command_line(command: Command) -> list[str]:
-    """The words that start `command` on this machine."""
-    module = ["-m", command.module, str(command.argument)]
-    if command.processes == 0:
-        return [*python_command(), *module]
-    torchrun = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(command.processes),
-    ]
-    return [*python_command(), *torchrun, *module]
+class _Logs:
+    """The logs of a command's processes, and where in them this launch begins."""
+
+    def __init__(self, command: Command) -> None:
+        self.starts: dict[Path, int] = {}
+        try:
+            command.log.parent.mkdir(parents=True, exist_ok=True)
+            for rank in range(max(1, command.processes)):
+                with leash.log_of_rank(command.log, rank).open("ab") as file:
+                    self.starts[Path(file.name)] = file.tell()
+        except OSError as error:
+            raise disk_error(command.log, error) from error
+
+    def tail(self, log: Path) -> str:
+        """The last lines that one process wrote."""
+        with log.open("rb") as file:
+            file.seek(self.starts[log])
+            lines = file.read().decode(errors="replace").splitlines()
+        return "\n".join([line.strip() for line in lines if line.strip()][-TAIL_LINES:])
+
+
+def _environment(command: Command, report: HandedFile, rendezvous: HandedFile) -> dict[str, str]:
+    """The environment of every process of `command`."""
+    own = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    group = {RENDEZVOUS: f"file://{rendezvous.path}"} if command.processes else {}
+    return {
+        **environment(command.processes),
+        **own,
+        **LOOPBACK,
+        **python_environment(),
+        **group,
+        REPORT: report.path,
+    }
 
 
 def environment(processes: int) -> dict[str, str]:
@@ -129,23 +164,18 @@ def _let_go(held: subprocess.Popen, mark: str, grace_s: float) -> None:
     held.wait()
 
 
-def _failure(command: Command, exit_code: int, log: str) -> Exception:
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    sentences = [line.partition("error: ")[2] for line in lines if _says_error(line)]
-    if sentences:  # torchrun answers 1 for a worker's 2, so the exit code says nothing
-        return UserError(sentences[-1])
-    return StageCrashed(command, exit_code, "\n".join(lines[-TAIL_LINES:]))
+def _failure(command: Command, exit_code: int, report: str, logs: _Logs) -> Exception:
+    """The error that the processes of `command` ended with.
 
-
-def _says_error(line: str) -> bool:
-    """Whether a command wrote `line` for the user; torchrun may put "[rank0]:" before it."""
-    before, error, after = line.partition("error: ")
-    return bool(error and after) and (
-        not before or before.strip().startswith("[") and before.strip().endswith("]:")
-    )
-
-
-def _text_from(log: Path, start: int) -> str:
-    with log.open("rb") as file:
-        file.seek(start)
-        return file.read().decode(errors="replace")
+    Args:
+        exit_code: of the leash, which counts where it was killed before it could say more.
+        report: lines of JSON, from processes a sentence, from the leash which process failed.
+    """
+    lines = [json.loads(line) for line in report.splitlines()]
+    sentences = [line["sentence"] for line in lines if "sentence" in line]
+    if sentences:
+        return UserError(sentences[0])
+    ends = [leash.End(**line) for line in lines if "rank" in line]
+    end = ends[0] if ends else leash.End(rank=0, exit_code=exit_code)
+    log = leash.log_of_rank(command.log, end.rank)
+    return StageCrashed(command, end, logs.tail(log))

@@ -11,6 +11,7 @@ from flows.config import load_run
 from flows.dag import Made
 from flows.failures import StepsFailed
 from flows.launch import Command, StageCrashed
+from flows.launch.leash import End
 from flows.prepare import StepRequest
 from flows.registry import registered_release
 from flows.session import evaluate, sample_to, work
@@ -165,8 +166,8 @@ def test_a_run_makes_registers_and_reports_everything_once(run, capsys):
 def test_a_crashed_stage_is_named_and_the_same_command_goes_on(run):
     launcher = FakeLauncher()
     command = Command(module="m", argument=Path("j"), processes=2, log=Path("l"), journal=Path("j"))
-    launcher.broken["temporal"] = StageCrashed(command, 1, "the moon fell")
-    with pytest.raises(StepsFailed, match="step 'temporal' failed: .*\n?the moon fell"):
+    launcher.broken["temporal"] = StageCrashed(command, End(1, 1), "the moon fell")
+    with pytest.raises(StepsFailed, match=r"step 'temporal' failed: .*\n  the moon fell"):
         work(run, launcher=launcher)
     assert {"decoder", "upscaler"} <= set(launcher.ran)
     assert "predictor" not in launcher.ran

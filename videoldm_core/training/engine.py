@@ -20,6 +20,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
+from videoldm_core.command import RENDEZVOUS
 from videoldm_core.errors import UserError
 from videoldm_core.training.optimizer import OptimizerConfig, adamw
 from videoldm_core.training.partitions import is_first_process, local_part
@@ -142,7 +143,10 @@ def deepspeed_engine(  # noqa: PLR0913 - DeepSpeed's settings, by name
 
 
 def join_processes() -> None:
-    """Joins the process group that the launcher describes in the environment."""
+    """Joins the process group that the launcher describes in the environment.
+
+    Where processes meet is the launcher's: by default each would listen on all interfaces for it.
+    """
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -150,7 +154,14 @@ def join_processes() -> None:
     # compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    deepspeed.init_distributed(
+        dist_backend=backend,
+        auto_mpi_discovery=False,
+        verbose=False,
+        init_method=os.environ[RENDEZVOUS],
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
 
 
 def leave_processes(exit_code: int) -> NoReturn:

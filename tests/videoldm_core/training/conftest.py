@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+
+from flows.launch import Command
+from flows.launch.local import LocalLauncher
 
 PROGRAM = Path(__file__).with_name("players_program.py")
 
@@ -28,27 +29,27 @@ def program() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def two_processes() -> Callable[..., None]:
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     """two_processes(weights, {...}, ...): `run` of players_program.py with each of these, in one
     start of two processes.
     """
 
     def start(weights: Path, *requests: dict[str, Any]) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-            + [str(PROGRAM), str(weights), *map(json.dumps, requests)],
-            env=os.environ
-            | {
-                "OMP_NUM_THREADS": "1",
-                "DS_ACCELERATOR": "cpu",
-                "PYTHONPATH": str(PROGRAM.parents[3]),
-            },
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
+        folder = tmp_path_factory.mktemp("two processes")
+        argument = folder / "requests.json"
+        argument.write_text(json.dumps([str(weights), *requests]))
+        command = Command(
+            module=PROGRAM.stem,
+            argument=argument,
+            processes=2,
+            log=folder / "log.txt",
+            journal=folder / "journal.jsonl",
         )
-        assert done.returncode == 0, done.stderr[-3000:]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OMP_NUM_THREADS", "1")
+            patch.setenv("DS_ACCELERATOR", "cpu")
+            patch.setenv("PYTHONPATH", str(PROGRAM.parent))
+            LocalLauncher().launch(command, on_line=print, cancelled=threading.Event())
 
     return start
 

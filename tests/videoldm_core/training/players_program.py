@@ -1,7 +1,7 @@
 """Run by the launcher on two processes: trains the same players under every ZeRO stage and saves
 the results.
 
-torchrun ... players_program.py WEIGHTS REQUEST ..., each request the arguments of `run` as JSON, or
+Its argument is a JSON file: the folder of weights, then requests, each the arguments of `run`, or
 of `poisoned` where it has that key.
 """
 
@@ -249,12 +249,11 @@ def world() -> int:
 
 if __name__ == "__main__":
     join_processes()
-    program, weights, *requests = sys.argv
+    weights, *requests = json.loads(Path(sys.argv[1]).read_text())
     torch.use_deterministic_algorithms(True)
     for request in requests:  # one after the other in one start
-        asked = json.loads(request)
-        does = poisoned if asked.pop("poisoned", False) else run
-        does(weights=Path(weights), **asked)
+        does = poisoned if request.pop("poisoned", False) else run
+        does(weights=Path(weights), **request)
     distributed.barrier()
     distributed.destroy_process_group()
     leave_processes(0)
