@@ -18,7 +18,7 @@ from flows.config import RunConfig, load_run
 from flows.failures import StepsFailed
 from flows.proxies import keep_loopback_direct
 from flows.table import table_of
-from videoldm_core.errors import UserError
+from videoldm_core.errors import UserError, one_line
 
 app = typer.Typer(
     name="videoldm",
@@ -70,8 +70,12 @@ def _answering(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _ended(sentence: str, code: int) -> typer.Exit:
-    print(f"error: {sentence}", file=sys.stderr)
+    print("\n".join(map(one_line, f"error: {sentence}".splitlines())), file=sys.stderr)
     return typer.Exit(code)
+
+
+def _say(what: str, place: object) -> None:
+    print(one_line(f"{what}: {place}"))
 
 
 @app.command()
@@ -94,7 +98,7 @@ def admit(runfile: RunFile, overrides: Overrides = None) -> None:
     """
     config = load_run(runfile, overrides)
     _work(config, only=("admission",))
-    print(f"Admission report: {config.out / 'admission.html'}")
+    _say("Admission report", config.out / "admission.html")
 
 
 @app.command()
@@ -108,7 +112,7 @@ def encode(runfile: RunFile, overrides: Overrides = None) -> None:
     """
     config = load_run(runfile, overrides)
     _work(config, only=("pixels", "latents"))
-    print(f"Shards: {config.out / 'pixels'} and {config.out / 'latents'}")
+    _say("Shards", f"{config.out / 'pixels'} and {config.out / 'latents'}")
 
 
 @app.command()
@@ -126,7 +130,7 @@ def train(
     """
     config = load_run(runfile, overrides)
     _work(config, only=(table_of(config).stage(stage).name,))
-    print(f"Stage {stage}: {config.stage_folder(stage)}")
+    _say(f"Stage {stage}", config.stage_folder(stage))
 
 
 @app.command()
@@ -148,7 +152,7 @@ def sample(
     from flows.session import sample_to
 
     for video in sample_to(config, to):
-        print(f"Video: {video}")
+        _say("Video", video)
 
 
 @app.command()

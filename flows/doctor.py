@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rich.console import Console
-from rich.markup import escape
 
 from flows.accelerators import accelerators
 from flows.config import RunConfig, tracking_uri
 from flows.proxies import servers_of, settle_proxies
 from flows.table import table_of
+from flows.terminal import plain
 from videoldm_core.errors import UserError
 from videoldm_core.machine import usable_cores
 
@@ -64,7 +64,7 @@ def show(findings: list[Finding], console: Console | None = None) -> bool:
     console = console or Console(highlight=False, soft_wrap=True)
     colours = {"good": "[green]good[/]", "note": "[yellow]note[/]", "bad": "[bold red]bad [/]"}
     for verdict, what, found in findings:
-        console.print(f"{colours[verdict]}  {what:<22}{escape(found)}")
+        console.print(f"{colours[verdict]}  {what:<22}{plain(found)}")
     return all(finding.verdict != "bad" for finding in findings)
 
 
@@ -87,7 +87,7 @@ def show_memory(run: RunConfig, console: Console | None = None) -> None:
     console.print(f"{'stage':<16}{'frozen':>10}{'trained':>10}{zeros}{'a step':>10}{'judging':>10}")
     for row in expected_memory(table_of(run), processes=processes, precision=precision):
         if row.unknown:
-            console.print(f"{row.stage:<16}{escape(row.unknown)}")
+            console.print(f"{row.stage:<16}{plain(row.unknown)}")
             continue
         held = "".join(f"{_gib(row.state[zero]):>10}" for zero in ZERO_STAGES)
         counts = f"{_millions(row.frozen):>10}{_millions(row.trained):>10}"

@@ -10,7 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from flows.config import RunConfig, tracking_uri
-from flows.terminal import Terminal
+from flows.terminal import Terminal, plain
 
 if TYPE_CHECKING:
     from videoldm_core.cascade import Preset
@@ -64,10 +64,10 @@ def _show_table(rows: list[dict[str, Any]], terminal: Terminal) -> None:
         shown.add_column(column)
     for row in rows:
         shown.add_row(
-            row["stage"],
-            f"{row['metric']} ({row['unit']})" if row["unit"] else row["metric"],
+            plain(row["stage"]),
+            plain(f"{row['metric']} ({row['unit']})" if row["unit"] else row["metric"]),
             measured(*row["value"]),
-            "\n".join(beaten_texts(row)),
+            "\n".join(map(plain, beaten_texts(row))),
             "[green]passed[/]" if row["passed"] else "[bold red]failed[/]",
         )
     if rows:

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from flows.dag import NEVER, Step
 from flows.launch import JournalLine
+from videoldm_core.errors import one_line
 
 
 class _Rate(ProgressColumn):
@@ -69,8 +70,8 @@ class Terminal:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        """One line, as it is."""
-        self.console.print(escape(text))
+        """One line."""
+        self.console.print(plain(text))
 
     def plan(self, steps: list[Step], due: Mapping[str, str], seconds: Mapping[str, float]) -> None:
         """Which steps are done, which of them will be made anew and why, and how many are due."""
@@ -79,7 +80,7 @@ class Terminal:
                 took = f"took {duration(seconds[step.name])}" if step.name in seconds else ""
                 self.console.print(f"[green]done before[/]  {step.title:<28} [dim]{took}[/]")
             elif due[step.name] != NEVER:
-                reason = escape(due[step.name])
+                reason = plain(due[step.name])
                 self.console.print(f"[yellow]to be made anew[/] {step.title:<26} {reason}")
         if due:
             self.say(f"{len(due)} of {len(steps)} steps to do: {', '.join(due)}.")
@@ -98,7 +99,7 @@ class Terminal:
             is_new = remark not in self._remarks
             self._remarks.add(remark)
         if remark and is_new:
-            self.console.print(f"[yellow]note[/]         {escape(remark)}")
+            self.console.print(f"[yellow]note[/]         {plain(remark)}")
 
     def finished(self, step: Step, seconds: float) -> None:
         """The step is done."""
@@ -110,10 +111,8 @@ class Terminal:
 
     def failed(self, step: Step, why: str) -> None:
         """The step failed."""
-        self._end(
-            step,
-            f"[red]failed[/]       {step.title:<28} {escape(why.splitlines()[0] if why else '')}",
-        )
+        first = why.splitlines()[0] if why else ""
+        self._end(step, f"[red]failed[/]       {step.title:<28} {plain(first)}")
 
     def _end(self, step: Step, text: str) -> None:
         with self._lock:
@@ -151,7 +150,12 @@ class _Bar:
 
 def _note(line: JournalLine) -> str:
     loss = line.get("metrics", {}).get("loss")
-    return str(line.get("what", "")) if loss is None else f"loss {loss:.4f}"
+    return plain(str(line.get("what", ""))) if loss is None else f"loss {loss:.4f}"
+
+
+def plain(text: str) -> str:
+    """`text` for a console: without markup, line breaks, and what a terminal would obey."""
+    return escape(one_line(text))
 
 
 def duration(seconds: float) -> str:

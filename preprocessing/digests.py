@@ -99,5 +99,5 @@ def _read(path: Path) -> dict[str, Known]:
     except FileNotFoundError:
         return {}
     except (OSError, ValidationError):
-        _log.info("%s cannot be read; every file is read again", path)
+        _log.info("%r cannot be read; every file is read again", str(path))
         return {}

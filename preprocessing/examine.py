@@ -174,7 +174,7 @@ def _known_findings(path: Path, cpu_hours: float) -> dict[str, Finding]:
         try:
             finding = Finding.model_validate_json(line)
         except ValidationError:  # the torn line of a killed run, or another version's
-            _log.info("skipped an unreadable line of %s", path)
+            _log.info("skipped an unreadable line of %r", str(path))
             continue
         may_be_enough_now = finding.cpu_hours is not None and finding.cpu_hours < cpu_hours
         is_of_today = (finding.decoder, finding.rules) == (DECODER, RULES)

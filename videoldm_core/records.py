@@ -57,7 +57,7 @@ def load_record(kind: type[R], path: Path, *, what: str) -> R:
         raise UserError(
             f"The {what} {str(path)!r} is not JSON ({error}); write it again."
         ) from None
-    return parse_record(kind, values, where=str(path))
+    return parse_record(kind, values, where=repr(str(path)))
 
 
 def nearest(word: str, known: list[str]) -> str:

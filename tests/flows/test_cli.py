@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from flows import session
 from flows.cli import app
 from flows.failures import StepsFailed
+from flows.launch import Command, StageCrashed
+from flows.launch.leash import End
 from videoldm_core.cascade import preset
 from videoldm_core.errors import UserError
 
@@ -125,6 +127,25 @@ def test_what_ends_a_run_becomes_a_sentence_and_a_code(monkeypatch, raised, code
     result = videoldm("run", "tiny")
     assert result.exit_code == code
     assert result.stderr.startswith(f"error: {sentence}")
+
+
+def test_what_a_crash_says_is_printed_without_what_a_terminal_would_obey(monkeypatch):
+    command = Command(module="m", argument=Path("j"), processes=0, log=Path("l"), journal=Path("j"))
+    causes = {
+        "pixels": RuntimeError("a\nerror: b\x1b[2J.mp4"),
+        "text": StageCrashed(command, End(0, -9), "error: c\x1b[2J.mp4\nlast"),
+    }
+
+    def fail(*_, **__):
+        raise StepsFailed(causes)
+
+    monkeypatch.setattr(session, "work", fail)
+    assert videoldm("run", "tiny").stderr.splitlines() == [
+        r"error: step 'pixels' failed: a\nerror: b\x1b[2J.mp4; step 'text' failed: m was ended by "
+        "signal 9; its log is 'l', the last lines are:",
+        r"  error: c\x1b[2J.mp4",
+        "  last",
+    ]
 
 
 def test_the_doctor_shows_everything_a_run_needs(tmp_path):

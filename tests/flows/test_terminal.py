@@ -78,3 +78,17 @@ def test_a_step_that_was_made_before_and_is_made_anew_says_why():
     assert [line.split()[0] for line in lines] == ["done", "to", "2"]
     assert "train temporal" in lines[1]
     assert lines[1].endswith(OTHER)
+
+
+def test_names_that_a_terminal_would_obey_are_shown_as_they_are_written():
+    """A journal, an error and a reason may hold the name of any file."""
+    terminal = new_terminal(is_terminal=False)
+    name = "a\x1b[2J\r\nerror: b\u202e\udcff[red].mp4"
+    terminal.line(STEP, {"remark": name})
+    terminal.failed(STEP, name.replace("\r\n", ""))
+    terminal.plan([STEP], {"temporal": name}, {})
+    terminal.say(name)
+    shown = terminal.console.file.getvalue()
+    assert shown.count("\n") == 5, "a line each, and that a step is to do"
+    assert shown.count(r"\x1b[2J") == shown.count(r"error: b\u202e\udcff[red].mp4") == 4
+    assert not set(shown) & set("\x1b\r\u202e\udcff")

@@ -81,7 +81,7 @@ def test_a_file_is_read_as_a_record(tmp_path: Path):
         (None, r"^No car file at '.*car\.json' \(No such file"),
         (b"{", r"^The car file '.*car\.json' is not JSON \(.*; write it again\.$"),
         (b"\xff\xfe", r"^The car file '.*car\.json' is not JSON"),
-        (b'{"colour": 3}', r"car\.json: colour = 3"),
+        (b'{"colour": 3}', r"car\.json': colour = 3"),
     ],
 )
 def test_a_file_that_is_no_record_is_reported_in_one_sentence(tmp_path: Path, content, message):

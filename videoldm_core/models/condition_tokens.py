@@ -106,7 +106,7 @@ class ConditionTokens(nn.Module):
             )
         tensors = read_tensors(folder / WEIGHTS)
         new = set() if theirs.box_classes else {k for k in self.state_dict() if "boxes" in k}
-        check_keys(self.state_dict(), tensors, where=str(folder / WEIGHTS), may_miss=new)
+        check_keys(self.state_dict(), tensors, where=repr(str(folder / WEIGHTS)), may_miss=new)
         self.load_state_dict(tensors, strict=False)
 
 

@@ -68,10 +68,10 @@ class Perceptual(nn.Module):
         """
         backbone = read_checkpoint(config.backbone, lambda name: name.startswith("features."))
         expected = {f"features.{k}": t for k, t in self.features.state_dict().items()}
-        check_keys(expected, backbone, where=str(config.backbone))
+        check_keys(expected, backbone, where=repr(str(config.backbone)))
         heads = read_checkpoint(config.heads)
         names = [f"lin{i}.model.1.weight" for i in range(len(BLOCKS))]
-        check_keys(dict(zip(names, self.heads, strict=True)), heads, where=str(config.heads))
+        check_keys(dict(zip(names, self.heads, strict=True)), heads, where=repr(str(config.heads)))
         self.features.load_state_dict({k.split(".", 1)[1]: t for k, t in backbone.items()})
         for head, name in zip(self.heads, names, strict=True):
             head.copy_(heads[name])

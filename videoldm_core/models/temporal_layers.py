@@ -183,7 +183,7 @@ class TemporalLayers(nn.Module):
         tensors = read_tensors(folder / "temporal.safetensors")
         own = self.state_dict()
         new = {key for key in own if _is_conditioning(key)} - set(tensors)
-        check_keys(own, tensors, where=str(folder / "temporal.safetensors"), may_miss=new)
+        check_keys(own, tensors, where=repr(str(folder / "temporal.safetensors")), may_miss=new)
         self.load_state_dict(tensors, strict=False)
 
 

@@ -50,7 +50,7 @@ class TemporalDecoderLayers(nn.Module):
         """
         path = folder / "temporal_decoder.safetensors"
         tensors = read_tensors(path)
-        check_keys(self.state_dict(), tensors, where=str(path))
+        check_keys(self.state_dict(), tensors, where=repr(str(path)))
         self.load_state_dict(tensors)
 
 

@@ -132,7 +132,7 @@ def _read(path: Path, player: Player) -> dict[str, Tensor]:
     tensors = read_tensors(where)
     expected = {f"weight/{name}": player.shapes[name] for name in player.trainable}
     weights = {k: t for k, t in tensors.items() if k.startswith("weight/")}
-    check_keys(expected, weights, where=str(where))
+    check_keys(expected, weights, where=repr(str(where)))
     averages = {k for k in tensors if k.startswith("ema/")}
     if averages != {k.replace("weight/", "ema/", 1) for k in expected}:
         raise UserError(f"{str(where)!r} is not whole; delete {str(path)!r} and run again.")
