@@ -27,8 +27,7 @@ class Slots:
         with self._changed:
             self._waiting.append(place)
         try:
-            if cancelled.wait(SETTLE_S):
-                raise Cancelled
+            self._settle(cancelled)
             with self._changed:
                 while not (self._free and min(self._waiting) == place):
                     if cancelled.is_set():
@@ -45,3 +44,8 @@ class Slots:
             with self._changed:
                 self._free += 1
                 self._changed.notify_all()
+
+    def _settle(self, cancelled: threading.Event) -> None:
+        """Lets those arrive who were set free by the same event."""
+        if cancelled.wait(SETTLE_S):
+            raise Cancelled

@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 UNKNOWN = "unknown"
+ANSWER_S = 60  # of a disk that others keep busy
 
 
 def git_commit() -> str:
@@ -14,7 +15,7 @@ def git_commit() -> str:
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
-            timeout=10,
+            timeout=ANSWER_S,
         )
     except (OSError, subprocess.SubprocessError):
         return UNKNOWN

@@ -10,5 +10,5 @@ def prefect_server() -> Iterator[None]:
     """Flows run against a server and a database of their own."""
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=180):
+    with prefect_test_harness(server_startup_timeout=1800):  # on a machine that others keep busy
         yield

@@ -51,7 +51,7 @@ def videoldm(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)  # a server, a step and decoding on a machine that others keep busy
 def test_admitting_videos_runs_no_code_that_lies_beside_them(hostile, tmp_path, counting_video):
     counting_video(folder=hostile)  # too short for any stage, which is said after it was decoded
     result = videoldm(hostile, "admit", "tiny", "videos=.", f"out={tmp_path / 'out'}")

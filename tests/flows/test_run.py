@@ -14,12 +14,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import flows.run
 from flows.config import RunConfig
 from flows.dag import Attempt, Made, Step
 from flows.failures import StepsFailed
 from flows.run import Crew, locked, make_due
+from flows.slots import Slots
 from flows.terminal import Terminal, duration
 from videoldm_core.errors import UserError
+
+from .launching import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -36,8 +40,9 @@ def said(crew: Crew) -> str:
 class Workplace:
     """Steps that note when they ran."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, *, together: int = 1) -> None:
         self.out = out
+        self.together = threading.Barrier(together)  # so many run before one of them ends
         self.ran: list[str] = []
         self.running = 0
         self.most_running = 0
@@ -49,7 +54,7 @@ class Workplace:
             with self.lock:
                 self.running += 1
                 self.most_running = max(self.most_running, self.running)
-            time.sleep(0.1)
+            self.together.wait(PATIENCE_S)
             with self.lock:
                 self.running -= 1
                 self.ran.append(name)
@@ -118,18 +123,20 @@ def test_a_failing_stage_is_named_and_other_branches_finish(tmp_path):
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_no_more_steps_use_accelerators_at_once_than_there_are_slots(tmp_path, slots):
-    place = Workplace(tmp_path)
+    place = Workplace(tmp_path, together=slots)
     steps = [place.step(f"s{i}", uses_accelerator=True) for i in range(4)]
     make_due(new_crew(tmp_path, concurrent_stages=slots), steps)
     assert place.most_running == slots
 
 
-def test_a_free_slot_goes_to_the_step_that_comes_first_in_the_table(tmp_path):
+def test_a_free_slot_goes_to_the_step_that_comes_first_in_the_table(tmp_path, monkeypatch):
     place = Workplace(tmp_path)
     steps = [
         place.step("data"),
         *(place.step(f"s{i}", "data", uses_accelerator=True) for i in range(5)),
     ]
+    arrived = threading.Barrier(5)  # in any order, and at any pace
+    monkeypatch.setattr(Slots, "_settle", lambda *_: arrived.wait(PATIENCE_S))
     make_due(new_crew(tmp_path), steps)
     assert place.ran == ["data", "s0", "s1", "s2", "s3", "s4"]
 
@@ -174,16 +181,24 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_an_interrupt_reaches_the_running_steps(tmp_path):
+def test_an_interrupt_reaches_the_running_steps(tmp_path, monkeypatch):
     crew = new_crew(tmp_path)
-    heard = threading.Event()
+    heard, waited_for = threading.Event(), threading.Event()
+    wait_for = flows.run._wait_for
+
+    def noticed(futures) -> None:
+        waited_for.set()
+        wait_for(futures)
 
     def wait(attempt: Attempt) -> Made:
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-        if attempt.cancelled.wait(20):
+        assert waited_for.wait(PATIENCE_S)
+        os.kill(os.getpid(), signal.SIGINT)
+        if attempt.cancelled.wait(PATIENCE_S):
             time.sleep(0.5)  # as long as ending a child takes
             heard.set()
         raise UserError("stopped")
+
+    monkeypatch.setattr(flows.run, "_wait_for", noticed)
 
     with pytest.raises(BaseException):  # noqa: B017, PT011 (Prefect may wrap it)
         make_due(crew, [Step(name="slow", title="train slow", make=wait, uses_accelerator=True)])

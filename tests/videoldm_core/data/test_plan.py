@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from videoldm_core.data.plan import Plan, Windows
 from videoldm_core.errors import UserError
 
+COUNTING_S = 2  # CPU-seconds, far fewer than looking at a hundred million windows takes
+
 
 @dataclass
 class Clip:
@@ -153,15 +155,15 @@ def test_a_hundred_million_windows_take_no_more_time_and_memory_than_a_few():
     windows = _windows([1_000_002] * 100)
     assert len(windows) == 100_000_000
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()
     first = Plan(windows, 64, seed=0).indices(10**9)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < COUNTING_S
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
     assert len(set(first)) == 64
     plan = Plan(windows, 64, seed=0)
-    began = time.perf_counter()
+    began = time.process_time()
     for step in range(1, 101):
         for number in plan.indices(step):
             windows[number]
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < COUNTING_S
