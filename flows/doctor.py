@@ -15,7 +15,9 @@ from rich.console import Console
 
 from flows.accelerators import accelerators
 from flows.config import RunConfig, tracking_uri
+from flows.prefect_api import check_server
 from flows.proxies import servers_of, settle_proxies
+from flows.quiet import silence_prefect
 from flows.table import table_of
 from flows.terminal import plain
 from videoldm_core.errors import UserError
@@ -176,27 +178,40 @@ def _servers(run: RunConfig) -> Iterator[Finding]:
     try:
         settle_proxies(servers_of(run, table_of(run)))
     except UserError as error:
-        yield Finding("bad", "proxy", str(error))
+        yield Finding("bad", "servers", str(error))
+        return
     uri = tracking_uri(run)
     if uri.startswith(("http://", "https://")):
-        yield _reached("MLflow", f"{uri.rstrip('/')}/health")
+        yield _reached(f"{uri.rstrip('/')}/health")
     elif uri.startswith(("sqlite:", "file:", "/", ".")):
         yield Finding("good", "MLflow", f"a file: {uri}")
     else:
         yield Finding("note", "MLflow", f"{uri} is asked when the run starts")
     api = os.environ.get("PREFECT_API_URL")
     if api:
-        yield _reached("Prefect", f"{api.rstrip('/')}/health")
+        yield _prefect(api)
     else:
         yield Finding("good", "Prefect", "embedded server, started when something is due")
 
 
-def _reached(name: str, address: str) -> Finding:
+def _prefect(address: str) -> Finding:
+    given = os.environ.get("PREFECT_HOME")
+    with tempfile.TemporaryDirectory() as folder:
+        silence_prefect(Path(folder))  # as it is imported, Prefect makes the folder of its files
+        try:
+            check_server(address)
+        except UserError as error:
+            return Finding("bad", "Prefect", str(error))
+        finally:
+            if given is None:
+                del os.environ["PREFECT_HOME"]
+    return Finding("good", "Prefect", f"{address} answers")
+
+
+def _reached(address: str) -> Finding:
     try:
         with urllib.request.urlopen(address, timeout=ANSWER_S):
-            return Finding("good", name, f"{address} answers")
+            return Finding("good", "MLflow", f"{address} answers")
     except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        later = "metrics wait until it does" if name == "MLflow" else "a run will not start"
-        verdict: Verdict = "note" if name == "MLflow" else "bad"
-        return Finding(verdict, name, f"{address} does not answer ({reason}); {later}")
+        found = f"{address} does not answer ({getattr(error, 'reason', error)})"
+        return Finding("note", "MLflow", f"{found}; metrics wait until it does")

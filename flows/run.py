@@ -21,7 +21,7 @@ from flows.prefect_server import use_prefect
 from flows.slots import Slots
 from flows.table import table_of
 from flows.terminal import Terminal
-from videoldm_core.errors import UserError
+from videoldm_core.errors import UserError, reason_of
 from videoldm_core.files import disk_error
 
 
@@ -104,6 +104,11 @@ def make_due(
     receipts = {step.name: crew.ledger.receipt(step.name) for step in steps}
     crew.terminal.plan(steps, due, {name: r.seconds for name, r in receipts.items() if r})
     if due:
+        store_run(crew.run)
+        page = use_prefect(crew.run.out)
+        if page:
+            crew.terminal.say(f"Prefect's page while this runs: {page.address}")
+            crew.terminal.say(f"The page asks for the password in {page.password}")
         with around():
             _run_flow(crew, steps, due)
     return bool(due)
@@ -143,26 +148,45 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def _run_flow(crew: Crew, steps: list[Step], due: dict[str, str]) -> None:
-    store_run(crew.run)
-    page = use_prefect(crew.run.out)
-    if page:
-        crew.terminal.say(f"Prefect's page while this runs: {page}")
+    import httpx
     from prefect import flow
+    from prefect.exceptions import PrefectException
     from prefect.task_runners import ThreadPoolTaskRunner
 
     # a thread per step, because a waiting step holds its thread; the slots limit what trains
     runner: Any = ThreadPoolTaskRunner(max_workers=len(steps))
-    run_cascade = flow(name="run-cascade", flow_run_name=crew.run.name, task_runner=runner)(
-        _submit_all
+    run_cascade = flow(
+        name="run-cascade", flow_run_name=crew.run.name, task_runner=runner, persist_result=False
+    )(_submit_all)
+    hidden = _Hidden(crew, steps, due)
+    try:
+        # Prefect would unpickle a result that the server names; we need none.
+        state = run_cascade(hidden, return_state=True)
+    except (httpx.HTTPError, PrefectException) as error:
+        raise hidden.error or _not_noted(error.__cause__ or error) from None
+    if hidden.error:
+        raise hidden.error
+    if not hidden.is_done:
+        raise UserError(
+            f"Prefect did not let the run start (it is {state.name!r} there: {state.message}); "
+            "run the command again."
+        )
+
+
+def _not_noted(error: BaseException) -> UserError:
+    return UserError(
+        f"Prefect's server could not note how the run ended ({reason_of(error)}); what was made "
+        "is kept: run the command again to go on."
     )
-    run_cascade(_Hidden(crew, steps, due))
 
 
 class _Hidden:
     """Carries live objects through a flow call, which would otherwise copy and describe them."""
 
-    def __init__(self, *carried: Any) -> None:
-        self.carried = carried
+    def __init__(self, crew: Crew, steps: list[Step], due: dict[str, str]) -> None:
+        self.crew, self.steps, self.due = crew, steps, due
+        self.is_done = False
+        self.error: BaseException | None = None  # what ended the flow
 
 
 def _wait_for(futures: dict[str, Any]) -> None:
@@ -171,9 +195,17 @@ def _wait_for(futures: dict[str, Any]) -> None:
 
 
 def _submit_all(hidden: _Hidden) -> None:
+    try:
+        _make_all(hidden.crew, hidden.steps, hidden.due)
+        hidden.is_done = True
+    except BaseException as error:
+        hidden.error = error
+        raise
+
+
+def _make_all(crew: Crew, steps: list[Step], due: dict[str, str]) -> None:
     from prefect import states, task
 
-    crew, steps, due = hidden.carried
     by_name = {step.name: step for step in steps}
 
     def make_step(name: str) -> Any:

@@ -15,7 +15,7 @@ class ShardError(UserError):
     """A shard or a store on disk is not what its manifest says."""
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """The first line of what a library's error says, without a full stop."""
     lines = str(getattr(error, "strerror", None) or error).splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

@@ -99,7 +99,12 @@ class _Logs:
 
 def _environment(command: Command, report: HandedFile, rendezvous: HandedFile) -> dict[str, str]:
     """The environment of every process of `command`."""
-    own = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        # Prefect's keys and passwords: no launched command asks its server.
+        if name not in FOREIGN and not name.startswith("PREFECT_")
+    }
     group = {RENDEZVOUS: f"file://{rendezvous.path}"} if command.processes else {}
     return {
         **environment(command.processes),

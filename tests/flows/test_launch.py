@@ -100,6 +100,23 @@ def test_killing_the_launcher_itself_leaves_no_orphan(tmp_path, monkeypatch):
     assert marked_processes(mark) == []
 
 
+@pytest.mark.parametrize("processes", [0, 2])
+def test_what_is_launched_is_given_no_key_or_password_of_prefect(processes, tmp_path, monkeypatch):
+    source = (
+        "import json, os, pathlib, sys\n"
+        "file = pathlib.Path(sys.argv[1]).with_name('given' + os.environ.get('RANK', '0'))\n"
+        "file.write_text(json.dumps(dict(os.environ)))\n"
+    )
+    for name in ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_API_URL"):
+        monkeypatch.setenv(name, "a-secret")
+    launch(command_running(tmp_path, source, processes=processes, monkeypatch=monkeypatch))
+    given = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("given*"))]
+    assert len(given) == max(1, processes)
+    for environment in given:
+        assert "a-secret" not in environment.values()
+        assert "PATH" in environment
+
+
 def test_a_read_only_log_folder_is_one_sentence(tmp_path, monkeypatch):
     command = command_running(tmp_path, "", monkeypatch=monkeypatch)
     (tmp_path / "file").write_text("")

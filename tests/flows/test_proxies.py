@@ -249,7 +249,7 @@ def test_a_run_says_it_before_anything_starts_and_the_doctor_too(tmp_path, monke
         work(run)
     assert not run.out.exists()
     findings = {finding.what: finding for finding in examine(run)}
-    assert findings["proxy"].verdict == "bad"
+    assert findings["servers"].verdict == "bad"
 
 
 def test_a_run_that_fetches_a_model_talks_to_the_hub(stable_diffusion, x4_upscaler):
