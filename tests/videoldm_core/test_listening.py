@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from flows.launch import Command
 from flows.launch.leash import MARK, marked_processes
@@ -123,6 +124,8 @@ def test_no_process_of_a_running_stage_can_be_reached_from_another_machine(
     for library in ("GLOO", "NCCL"):
         monkeypatch.setenv(f"{library}_SOCKET_IFNAME", other_interface())
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    if processes > torch.cuda.device_count():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     short = STAGE.model_copy(update={"steps": 3, "warmup": 1, "cooldown": 1})
     job, file = job_of(f"listening{processes}", stage=short)
     command = Command(

@@ -130,7 +130,7 @@ def test_another_networks_heads_are_refused_by_key(asset, config):
 def test_a_backbone_that_lacks_a_layer_is_refused_by_key(tmp_path: Path, config, backbone):
     short = {name: t for name, t in backbone.items() if name != "features.28.bias"}
     torch.save(short, tmp_path / "vgg.pth")
-    with pytest.raises(UserError, match=r"vgg\.pth lacks 'features\.28\.bias'"):
+    with pytest.raises(UserError, match=r"vgg\.pth' lacks 'features\.28\.bias'"):
         loaded(config.model_copy(update={"backbone": tmp_path / "vgg.pth"}))
 
 
