@@ -3,6 +3,7 @@
 The same command resumes from the last complete checkpoint. When it ends well, stage.json is there.
 """
 
+import json
 import os
 import shutil
 import sys
@@ -17,6 +18,7 @@ from videoldm_core.command import is_one_of_several, run_command
 from videoldm_core.data.loader import Batches
 from videoldm_core.data.plan import Plan
 from videoldm_core.evaluate import judge
+from videoldm_core.exchange import of_all_processes
 from videoldm_core.files import disk_error, publish_folder
 from videoldm_core.job import Job, load_job
 from videoldm_core.metrics.worth import WorthRow
@@ -160,12 +162,9 @@ class StageRun:
         averages = {player.name: player.ema.full() for player in self.task.players}
         release_players(self.task)
         del self.task
-        names: list[list[str]] = [[]]
-        if self.rank == 0:
-            names = [self._save_weights(weights, averages)]
-        if distributed.is_initialized():
-            distributed.broadcast_object_list(names)
-        own = {name: weights / name for name in names[0]}
+        saved = self._save_weights(weights, averages) if self.rank == 0 else []
+        names = json.loads(of_all_processes(json.dumps(saved).encode())[0])
+        own = {name: weights / name for name in names}
         parts = {**job.parts, **own}
         worth = judge(job, parts, self.data, self.device)
         if self.rank == 0:

@@ -6,8 +6,10 @@ failed by name.
 """
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
+from videoldm_core.exchange import of_all_processes
 from videoldm_core.records import Record
 
 
@@ -67,6 +69,6 @@ def gather_series(series: dict[str, Tensor]) -> dict[str, Tensor]:
     """Joins the clips of all processes; every process calls it and gets the whole."""
     if not torch.distributed.is_initialized():
         return series
-    world: list[dict[str, Tensor]] = [{}] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(world, series)
+    own = save({name: values.contiguous() for name, values in series.items()})
+    world = [load(share) for share in of_all_processes(own)]
     return {name: torch.cat([share[name] for share in world], dim=1) for name in series}
