@@ -36,10 +36,10 @@ DISTRIBUTIONS = {
 }  # fmt: skip
 # Needed and never imported here, each for the reason that stands beside it.
 NOT_IMPORTED = {
-    "fastapi": "Prefect's server does not start with a newer one",
     "torchvision": "open_clip needs the one that fits torch",
     "uvicorn": "is started as a command, and by `mlflow models serve`",
     "webdataset": "reads the shards in tests and benchmarks",
+    "whenever": "with an older one cron schedules of Prefect get no runs",
 }
 
 # Private things, written so that this file does not match itself.
