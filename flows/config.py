@@ -6,6 +6,7 @@ A run file is YAML; `key=value` overrides win over it; both are validated into `
 anything runs.
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 from urllib.parse import urlsplit
@@ -113,6 +114,7 @@ def load_run(runfile: str, overrides: list[str] | None = None) -> RunConfig:
     for override in overrides or []:
         _apply(override, values)
     run = parse_record(RunConfig, values, where=f"the run file {path.name}")
+    _check_is_text(run)
     table = table_of(run)
     _check_sample(run, table)
     _check_tracking(run.tracking_uri)
@@ -188,6 +190,22 @@ def _check_tracking(uri: str | None) -> None:
             "the address alone, and them as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
             "(of a database, as its driver reads them: PGPASSWORD)."
         )
+
+
+def _check_is_text(run: RunConfig) -> None:
+    """Refuses what no record, page or database can hold: a run's settings are kept in all of them.
+
+    Names of files inside the folder of videos may be any.
+    """
+    for key, value in [*run.model_dump().items(), ("the present folder", Path.cwd())]:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{key} holds {text[max(0, error.start - 20) : error.end]!r}, which is not UTF-8; "
+                "rename that file or folder, or write the text anew."
+            ) from None
 
 
 def _check_videos(folder: Path, out: Path) -> None:
