@@ -30,11 +30,12 @@ def machine(where: torch.device) -> str:
     if where.type == "cuda":
         name = torch.cuda.get_device_name(where)
     else:
-        name = f"{_processor()}, {torch.get_num_threads()} threads, no accelerator used"
+        name = f"{processor()}, {torch.get_num_threads()} threads, no accelerator used"
     return f"{name}, torch {torch.__version__}"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What this machine computes with, as it names itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
