@@ -21,6 +21,7 @@ from preprocessing.damage import DecodeError
 from preprocessing.decode import Probe, decode_frames, probe_video
 from preprocessing.decoding_limits import MOST_CPU_HOURS, decoding_limits
 from preprocessing.isolation import Call, IsolatedError, Workers
+from preprocessing.names import printable
 from preprocessing.plausible import RULES, Timeline, why_implausible
 from preprocessing.recode import earning
 from preprocessing.sources import Source, refusal_since
@@ -157,29 +158,30 @@ def _as_the_file_is_now(source: Source, finding: Finding) -> tuple[Finding, bool
 
 def _refusal(digest: str, error: Exception, cpu_hours: float) -> Finding:
     if isinstance(error, DecodeError):
-        return Finding(digest=digest, category=error.category, detail=error.detail)
+        return Finding(digest=digest, category=error.category, detail=printable(error.detail))
     cause = error.cause if isinstance(error, IsolatedError) else "raised"
     said, allowed = str(error), None
     if cause == "total":
         said, allowed = f"{said}; set decode_cpu_hours to more than {cpu_hours:g}", cpu_hours
     category = _CATEGORIES.get(cause, "stopped")
-    return Finding(digest=digest, category=category, detail=said, cpu_hours=allowed)
+    return Finding(digest=digest, category=category, detail=printable(said), cpu_hours=allowed)
 
 
 def _known_findings(path: Path, cpu_hours: float) -> dict[str, Finding]:
     if not path.is_file():
         return {}
     known = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            finding = Finding.model_validate_json(line)
-        except ValidationError:  # the torn line of a killed run, or another version's
-            _log.info("skipped an unreadable line of %r", str(path))
-            continue
-        may_be_enough_now = finding.cpu_hours is not None and finding.cpu_hours < cpu_hours
-        is_of_today = (finding.decoder, finding.rules) == (DECODER, RULES)
-        if is_of_today and not may_be_enough_now:
-            known[finding.digest] = finding
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                finding = Finding.model_validate_json(line)
+            except ValidationError:  # the torn line of a killed run, or another version's
+                _log.info("skipped an unreadable line of %r", str(path))
+                continue
+            may_be_enough_now = finding.cpu_hours is not None and finding.cpu_hours < cpu_hours
+            is_of_today = (finding.decoder, finding.rules) == (DECODER, RULES)
+            if is_of_today and not may_be_enough_now:
+                known[finding.digest] = finding
     return known
 
 

@@ -179,6 +179,22 @@ def test_what_other_rules_found_is_not_believed(admit_folder, tmp_path, monkeypa
     assert seen[3][:2] == (1, 3), "of the versions before rules were counted, neither"
 
 
+def test_what_a_library_says_of_an_odd_name_does_not_stop_the_run(admit_folder, monkeypatch):
+    real = examine._examine
+
+    def complaining(sources, *rest):
+        for source, finding in real(sources, *rest):
+            if source.name == "good1.mp4":
+                error = ValueError("cannot open 'caf\udce9'\nnor \x1b[31mthis")
+                finding = examine._refusal(source.digest, error, 1.0)
+            yield source, finding
+
+    monkeypatch.setattr(examine, "_examine", complaining)
+    for _ in range(2):
+        report = by_name(admit_folder())["good1.mp4"]
+        assert report.reason == r"undecodable: cannot open 'caf\xe9' nor \x1b[31mthis"
+
+
 def test_nothing_accepted_names_the_count_and_the_usual_reason(folder, admit_folder, tmp_path):
     for path in folder.iterdir():
         path.write_text("text")
