@@ -2,7 +2,7 @@
 
     python -m benchmarks.admission --videos 1000 10000 100000
 
-Every video has a caption and a finding as decoding would have left it (20 s of video, 4 clips);
+Every video has a caption and a finding as decoding would have left it (20 s of video, 3 clips);
 nothing is decoded. Four parts are timed: looking through a folder of as many small files whose
 digests are known; all that follows from the findings (who is held out, clips, what every stage of
 the tiny preset sees, the report and its page); reading the report; planning the shards of its
