@@ -23,9 +23,9 @@ class Told:
     boxes: Tensor
 
     def without(self, labels: Tensor, boxes: Tensor) -> "Told":
-        """The same with the labels, and the boxes, of some clips unknown; masks (b)."""
+        """The same with some labels (b n), and the boxes of some clips (b), unknown; masks."""
         return Told(
-            labels=self.labels.masked_fill(labels[:, None], UNKNOWN),
+            labels=self.labels.masked_fill(labels, UNKNOWN),
             boxes=self.boxes.masked_fill(boxes[:, None, None], UNKNOWN),
         )
 

@@ -57,7 +57,9 @@ def test_a_store_with_another_value_is_refused_with_the_nearest():
 
 def test_dropping_makes_labels_and_boxes_of_a_clip_unknown_apart():
     told = told_of(WORDS, [({"time": "day"}, ())] * 4)
-    some = told.without(torch.tensor([1, 1, 0, 0]).bool(), torch.tensor([1, 0, 1, 0]).bool())
+    some = told.without(
+        torch.tensor([[1], [1], [0], [0]]).bool(), torch.tensor([1, 0, 1, 0]).bool()
+    )
     nothing = nothing_told(WORDS, 4)
     assert some.labels.eq(nothing.labels).all(dim=1).tolist() == [True, True, False, False]
     assert some.boxes.eq(nothing.boxes).flatten(1).all(dim=1).tolist() == [True, False, True, False]

@@ -79,8 +79,10 @@ class Denoising(Record):
     alpha: Literal["scalar", "per_frame"] | None = None
     context_reach: int = Field(default=0, ge=0)  # see TemporalConfig
     text_dropout: Share = 0.1  # share of clips that are given the empty text, for guidance
-    # Share of clips whose labels are unknown, and of clips whose boxes are; each drawn for itself.
-    # A clip that is given the empty text is told neither: that is what guidance starts from.
+    # Share of clips of which a label is unknown: every label by a draw of its own, all boxes of a
+    # clip by another, none of them bound to the text's. So any may be left out of a request; what
+    # guidance starts from, where nothing is known, comes as often as the product of the shares.
+    # The paper (§4.1) drops its labels at random and does not say how often.
     label_dropout: Share = 0.1
     # Tokens of labels and boxes that this stage adds; None: the inherited ones, if there are any.
     tokens: Vocabulary | None = None
@@ -230,23 +232,20 @@ class DenoisingTask:
             text,
             given,
             batch.stride_index.to(device) if self.model.told_pass else None,
-            told=self._told(batch, dropped, rng),
+            told=self._told(batch, rng, device),
         )
         target = schedule.target(clean, noise, timesteps)
         return (prediction - target).square().mean(dim=(1, 2, 3, 4))
 
-    def _told(self, batch: Batch, dropped: Tensor, rng: SampleRng) -> Told | None:
-        """Labels and boxes after dropout; drawn last, so that the other draws are as without.
-
-        Args:
-            dropped: which clips are given the empty text, (b).
-        """
+    def _told(self, batch: Batch, rng: SampleRng, device: torch.device) -> Told | None:
+        """Labels and boxes after dropout; drawn last, so that the other draws are as without."""
         if self.model.tokens is None:
             return None
         assert batch.told is not None, "a model with tokens is told of every clip"
-        alone = [(rng.uniform() < self.config.label_dropout).to(dropped.device) for _ in range(2)]
-        labels, boxes = (dropped | unknown for unknown in alone)
-        return batch.told.to(dropped.device).without(labels, boxes)
+        told = batch.told.to(device)
+        draws = [rng.uniform() for _ in range(told.labels.shape[1] + 1)]
+        unknown = (torch.stack(draws, dim=1) < self.config.label_dropout).to(device)
+        return told.without(unknown[:, :-1], unknown[:, -1])
 
 
 def random_patches(clip: Tensor, side: int, rng: SampleRng) -> Tensor:
