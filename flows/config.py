@@ -227,20 +227,29 @@ def _check_videos(folder: Path, out: Path) -> None:
 
 def _check_sample(run: RunConfig, table: "Preset") -> None:
     """Refuses words that the preset lacks, files that are not there, and what no stage learns."""
+    from videoldm_core.handoffs import told_vocabulary
     from videoldm_core.sampling.asked import check_asked
+    from videoldm_core.sampling.trained_states import Inputs
     from videoldm_core.told import check_request
 
     sample, words = run.sample, table.vocabulary
-    roles = table.roles.model_dump(exclude_none=True).items()
-    check_asked(
-        {role: table.stage(name) for role, name in roles},
-        passes=sample.passes,
-        gives_first=sample.first_frame is not None,
-        sampling=sampling_of(run),
-    )
     check_request([words], sample.labels, sample.boxes)
     words.known_labels(sample.labels, where="sample.labels")
     words.known_boxes([box.named() for box in sample.boxes or ()], where="sample.boxes")
+    named_roles = table.roles.model_dump(exclude_none=True).items()
+    roles = {role: table.stage(name) for role, name in named_roles}
+    check_asked(
+        roles,
+        passes=sample.passes,
+        inputs=Inputs(
+            prompt=sample.prompt,
+            labels=sample.labels,
+            has_boxes=sample.boxes is not None,
+            has_first_frame=sample.first_frame is not None,
+        ),
+        sampling=sampling_of(run),
+        vocabularies={role: told_vocabulary(stage, table) for role, stage in roles.items()},
+    )
     named = [("first_frame", sample.first_frame), ("backbone", sample.backbone)]
     for name, path in [*named, *(("loras", lora) for lora in sample.loras)]:
         if path is not None and not path.exists():

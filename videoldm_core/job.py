@@ -13,6 +13,8 @@ from videoldm_core.errors import UserError
 from videoldm_core.machine import Precision, ZeroStage
 from videoldm_core.records import Record, load_record
 
+FORMAT = 2  # of training: raised when the same job draws or learns something else
+
 
 class Job(Record):
     """A stage of a cascade on this data, on these processes."""
@@ -50,15 +52,27 @@ class Job(Record):
         """The precision in which networks run beside training; clips and noise stay float32."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
+    @property
+    def draws(self) -> int:
+        """Seed of all that training draws: clips and their order, noise, its levels, dropout.
+
+        Each stage has its own. With the run's seed alone a predictor would see the clips, in the
+        same order and under the same noise, that the temporal layers it starts from saw.
+        """
+        text = f"{self.seed}/{self.stage.name}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
+
     def fingerprint(self) -> str:
         """Identity of all that decides the weights; processes and micro batches do not.
 
-        The clips that the store has now are part of it.
+        The clips that the store has now are part of it, and `FORMAT`: no checkpoint is resumed by
+        other code than its own.
 
         Raises:
             ShardError: the store was never published.
         """
         decides = self.model_dump(mode="json", include={"video", "parents", "seed", "precision"})
+        decides["format"] = FORMAT
         decides["stage"] = self.stage.identity()
         decides["store"] = contents_digest(self.store)
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

@@ -96,7 +96,7 @@ class StageRun:
         found = latest_checkpoint(self.checkpoints)
         start = found[1] if found else 0
         self._tell_start(start)
-        plan = Plan(self.data.windows("train"), stage.batch, self.job.seed)
+        plan = Plan(self.data.windows("train"), stage.batch, self.job.draws)
         with Batches(
             self.data.store,
             plan,
@@ -112,7 +112,7 @@ class StageRun:
                 batches,
                 start=start,
                 steps=stage.steps,
-                seed=self.job.seed,
+                seed=self.job.draws,
                 rate=self._rate,
                 after_step=self._actions(),
                 micro_batch=stage.micro_batch,

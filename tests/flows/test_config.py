@@ -91,8 +91,16 @@ def test_labels_and_boxes_of_the_preset_are_read():
     [
         ("sample.first_frame=none.png", "sample.first_frame = 'none.png' does not exist"),
         ("stages.predictor.strides=[8]", "makes key frames at stride 8, .* 16 apart"),
-        ("stages.predictor.objective.given.weights=[1, 1, 0]", "2 frames in every call after"),
+        (
+            "stages.predictor.objective.given.weights=[1, 1, 0]",
+            "Every call after its first gives .* 2 fr",
+        ),
         ("stages.image.objective.text_dropout=10", "text_dropout = 10: .* less than or equal to 1"),
+        (
+            "stages.scenario.objective.text_dropout=0",
+            "guidance.text = 2 starts from the empty text",
+        ),
+        ("stages.predictor.objective.label_dropout=0", "= 2 starts from an unknown label 'time'"),
         ("sample.sampling.upscale_noise_timestep=400", "trained with noise below level"),
         ("sample.backbone=none", "sample.backbone = 'none' does not exist; .* file or folder"),
         ("sample.loras=[none.safetensors]", "sample.loras = 'none.safetensors' does not exist"),

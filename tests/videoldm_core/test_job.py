@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import videoldm_core.job
 from videoldm_core.cascade import preset
 from videoldm_core.errors import ShardError, UserError
 from videoldm_core.files import write_text_atomically
@@ -80,6 +81,19 @@ def test_what_decides_the_weights_changes_the_fingerprint(changes: dict[str, Any
 )
 def test_where_and_on_how_many_processes_it_runs_does_not(changes: dict[str, Any]):
     assert job(**changes).fingerprint() == job().fingerprint()
+
+
+def test_a_checkpoint_of_code_that_drew_other_numbers_is_not_resumed(monkeypatch):
+    before = job().fingerprint()
+    monkeypatch.setattr(videoldm_core.job, "FORMAT", videoldm_core.job.FORMAT - 1)
+    assert job().fingerprint() != before
+
+
+def test_every_stage_of_every_seed_draws_numbers_of_its_own():
+    jobs = [job(stage=stage, seed=seed) for stage in TINY.stages for seed in range(20)]
+    assert len({each.draws for each in jobs}) == len(jobs)
+    elsewhere = job(out=Path("elsewhere"), zero_stage=0, precision="bf16")
+    assert elsewhere.draws == job().draws
 
 
 def test_a_store_that_is_given_other_clips_changes_the_fingerprint():

@@ -18,6 +18,7 @@ from videoldm_core.metrics.image_proofs import ReconstructsFrames
 from videoldm_core.models.image import AutoencoderConfig, latent_scale, load_vae
 from videoldm_core.models.text import TextTower
 from videoldm_core.objectives.autoencoding import Autoencoding
+from videoldm_core.objectives.denoising import DenoisingTask
 from videoldm_core.objectives.task import Task
 from videoldm_core.randomness import SampleRng
 from videoldm_core.stage_data import StageData
@@ -61,11 +62,42 @@ def test_what_is_published_is_the_average_of_steps_at_rates_that_rise_and_fall(j
     assert heldout_lines(job) == pytest.approx(heldout, rel=1e-5)
 
 
+def test_two_stages_with_equal_numbers_share_neither_clips_nor_levels_nor_noise(
+    job_of, monkeypatch
+):
+    monkeypatch.setattr(videoldm_core.train, "_device", lambda: torch.device("cpu"))
+    seen: dict[str, list[tuple[Tensor, list[int]]]] = {}
+
+    def run_noting(name: str, **changes) -> None:
+        noted = seen.setdefault(name, [])
+
+        def noting(task, net, batch, turn, *, loss=DenoisingTask.loss):
+            noted.append((batch.clip, [g.initial_seed() for g in turn.rng.generators]))
+            return loss(task, net, batch, turn)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(DenoisingTask, "loss", noting)
+            run(job_of(name, **changes)[0])
+
+    run_noting("predictor", stage=THREE_STEPS)
+    run_noting("the same again", stage=THREE_STEPS)
+    run_noting("temporal", stage=THREE_STEPS.model_copy(update={"name": "temporal"}))
+    run_noting("other seed", stage=THREE_STEPS, seed=1)
+    clips = {name: torch.cat([clip for clip, _ in noted]) for name, noted in seen.items()}
+    draws = {name: {s for _, seeds in noted for s in seeds} for name, noted in seen.items()}
+    assert len(draws["predictor"]) == 3 * THREE_STEPS.batch
+    assert torch.equal(clips["predictor"], clips["the same again"])
+    assert draws["predictor"] == draws["the same again"]
+    for other in ("temporal", "other seed"):
+        assert not torch.equal(clips["predictor"], clips[other])
+        assert not draws["predictor"] & draws[other]
+
+
 def steps_by_hand(job: Job) -> tuple[dict[str, Tensor], dict[int, float]]:
     """The averaged weights after all steps, and the held-out loss of those of some, by step."""
     task = build_task(job, TextTower.load(job.text_tower).encode([""])[0])
     (player,), data, config = task.players, StageData(job, rank=0, world=1), job.stage.optimizer
-    plan = Plan(data.windows("train"), job.stage.batch, job.seed)
+    plan = Plan(data.windows("train"), job.stage.batch, job.draws)
     averages = {name: p.detach().clone() for name, p in player.trainable.items()}
     optimizer = torch.optim.AdamW(
         player.trainable.values(), betas=config.betas, weight_decay=config.weight_decay
@@ -74,7 +106,7 @@ def steps_by_hand(job: Job) -> tuple[dict[str, Tensor], dict[int, float]]:
     for step, (share, decay) in enumerate(zip(SHARES, DECAYS, strict=True)):
         numbers, first_id = plan.indices(step), step * job.stage.batch
         batch = read_batch(data.store, plan.windows, numbers, first_id=first_id)
-        rng = SampleRng(job.seed, player.name, batch.sample_ids)
+        rng = SampleRng(job.draws, player.name, batch.sample_ids)
         loss, _ = player.loss(player.module, batch, Turn(step=step, rng=rng))
         optimizer.zero_grad()
         loss.backward()

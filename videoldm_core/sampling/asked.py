@@ -7,30 +7,40 @@ its first stage trains.
 from collections.abc import Mapping
 from typing import TypeVar
 
+from videoldm_core.annotations import Vocabulary
 from videoldm_core.cascade import Stage
-from videoldm_core.conditioning import FirstFrames, KeyFrames, LowResolution
+from videoldm_core.conditioning import KeyFrames, LowResolution
 from videoldm_core.errors import UserError
 from videoldm_core.sampling.config import SamplingConfig
+from videoldm_core.sampling.trained_states import Inputs, check_states
 
-G = TypeVar("G", FirstFrames, KeyFrames, LowResolution)
+G = TypeVar("G", KeyFrames, LowResolution)
 
 
 def check_asked(
-    roles: Mapping[str, Stage], *, passes: int, gives_first: bool, sampling: SamplingConfig
+    roles: Mapping[str, Stage],
+    *,
+    passes: int,
+    inputs: Inputs,
+    sampling: SamplingConfig,
+    vocabularies: Mapping[str, Vocabulary | None],
 ) -> None:
     """Refuses what the models of these roles are not trained for.
 
     Args:
         roles: the stage of every role that is filled.
         passes: interpolation passes.
-        gives_first: the user gives the first frame.
+        vocabularies: what the model of each role is told by tokens.
 
     Raises:
         UserError: names the stage, and what to change.
     """
     _check_strides(roles)
     _check_passes(roles, passes)
-    _check_first_frames(roles, gives_first, sampling)
+    idle = {"first_frame"} if inputs.has_first_frame else set()
+    idle |= set() if passes else {"interpolator"}
+    used = {role: stage for role, stage in roles.items() if role not in idle}
+    check_states(used, vocabularies, inputs, sampling)
     _check_noise_levels(roles, passes, sampling)
 
 
@@ -72,29 +82,6 @@ def _check_passes(roles: Mapping[str, Stage], passes: int) -> None:
             f"for {trained} (strides {list(roles['interpolator'].strides)}); ask for at most "
             f"{trained}."
         )
-
-
-def _check_first_frames(
-    roles: Mapping[str, Stage], gives_first: bool, sampling: SamplingConfig
-) -> None:
-    """Every number of given frames that sampling uses is one that p_S draws (§3.2)."""
-    given = _given(roles, "key_frames", FirstFrames)
-    if given is None:
-        return
-    begins_from = 1 if gives_first or "first_frame" in roles else 0
-    used = {
-        begins_from: "its first call",
-        2: "every call after the first",
-    }
-    if sampling.guidance.context != 1:
-        used.setdefault(0, f"context guidance of {sampling.guidance.context:g}")
-    for count, what in used.items():
-        if not given.weights[count]:
-            raise UserError(
-                f"Sampling gives the key-frame model {roles['key_frames'].name!r} {count} frames "
-                f"in {what}, but it is never trained so: given.weights = {list(given.weights)}; "
-                f"give {count} frames a weight above 0."
-            )
 
 
 def _check_noise_levels(roles: Mapping[str, Stage], passes: int, sampling: SamplingConfig) -> None:

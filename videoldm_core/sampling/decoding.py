@@ -8,7 +8,6 @@ from torch import Tensor
 from videoldm_core.conditioning import LowResolution
 from videoldm_core.models.video_decoder import VideoDecoder
 from videoldm_core.sampling.drawing import Drawing, RoleModel, check_finite
-from videoldm_core.sampling.guidance import Guidance
 from videoldm_core.sampling.interpolation import Latents
 from videoldm_core.sampling.key_frames import check_length
 from videoldm_core.sampling.pieces import Cut, tiles
@@ -119,7 +118,7 @@ class Frames:
             given,
             generators=drawing.rng("upscaling, sampler", [first], is_shared=True).generators,
             steps=drawing.config.upscale_steps,
-            guidance=Guidance(),
+            guidance=drawing.config.guidance_of("upscaler")[1],
             grid=self._grid(role, height, width),
         )
         return self._clip_of(role, given.from_diffused(diffused)[0])[None]

@@ -1,5 +1,7 @@
 """Text guidance, context guidance (Eq. 4) and both together, as one weighted sum of predictions."""
 
+from typing import NamedTuple
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -14,6 +16,32 @@ class Guidance(Record):
 
     text: float = Field(default=1.0, allow_inf_nan=False)
     context: float = Field(default=1.0, allow_inf_nan=False)  # s of Eq. 4
+
+
+class Branch(NamedTuple):
+    """One prediction of the sum: what it knows of the request, and its weight."""
+
+    weight: float
+    has_text: bool  # without: the empty text, labels and boxes unknown
+    has_context: bool  # without: every frame masked
+
+
+def branches_of(guidance: Guidance, *, takes_context: bool) -> list[Branch]:
+    """The predictions that are computed: those whose weight is not 0.
+
+    Args:
+        takes_context: the model is given frames (c_S).
+    """
+    text, context = guidance.text, guidance.context
+    if takes_context:
+        branches = [
+            Branch(context, True, True),
+            Branch(text - context, True, False),
+            Branch(1 - text, False, False),
+        ]
+    else:
+        branches = [Branch(text, True, False), Branch(1 - text, False, False)]
+    return [branch for branch in branches if branch.weight != 0]
 
 
 def guided_prediction(  # noqa: PLR0913 - what a prediction depends on
@@ -38,30 +66,23 @@ def guided_prediction(  # noqa: PLR0913 - what a prediction depends on
         text, null_text: of the prompt and of the empty text, b l d.
         temporal_texts: both once more for the temporal layers; None: the same (§4.3, DreamBooth).
     """
-    has_context = given.context is not None
+    branches = branches_of(guidance, takes_context=given.context is not None)
     blind = given.without_context()
     temporal, null_temporal = temporal_texts or (None, None)
-    prompt, nothing = (text, temporal), (null_text, null_temporal)
-    if has_context:
-        branches = [
-            (guidance.context, prompt, given),
-            (guidance.text - guidance.context, prompt, blind),
-            (1 - guidance.text, nothing, blind),
-        ]
-    else:
-        branches = [(guidance.text, prompt, given), (1 - guidance.text, nothing, given)]
-    branches = [branch for branch in branches if branch[0] != 0]
+    texts = [text if branch.has_text else null_text for branch in branches]
+    read = [temporal if branch.has_text else null_temporal for branch in branches]
+    givens = [given if branch.has_context else blind for branch in branches]
     count = len(branches)
     predictions = predict(
         model.net,
         noisy.repeat(count, 1, 1, 1, 1),
         timesteps.repeat(count),
-        torch.cat([spatial for _, (spatial, _), _ in branches]),
-        _joined([given for _, _, given in branches]),
+        torch.cat(texts),
+        _joined(givens),
         None if label is None else label.repeat(count),
-        temporal_text=_joined_texts([read for _, (_, read), _ in branches]),
+        temporal_text=_joined_texts(read),
     ).chunk(count)
-    weighted = [weight * p for (weight, _, _), p in zip(branches, predictions, strict=True)]
+    weighted = [branch.weight * p for branch, p in zip(branches, predictions, strict=True)]
     return torch.stack(weighted).sum(dim=0)
 
 

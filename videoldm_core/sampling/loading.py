@@ -9,10 +9,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from videoldm_core.annotations import Vocabulary
 from videoldm_core.cascade import Roles
 from videoldm_core.conditioning import AnyGiven, FirstFrames, KeyFrames, LowResolution, Nothing
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.errors import UserError
+from videoldm_core.models.condition_tokens import load_vocabulary
 from videoldm_core.models.image import load_unet, load_vae, shrinking
 from videoldm_core.models.single_file import Predicts
 from videoldm_core.models.stable_diffusion import ImageModel
@@ -54,6 +56,11 @@ class Release:
     def given(self, role: str) -> AnyGiven:
         """What the model of `role` was trained to be given."""
         return self.stages[role].stage.given
+
+    def vocabulary(self, role: str) -> Vocabulary | None:
+        """What the model of `role` is told by tokens; None: nothing."""
+        tokens = self.parts(role).get("tokens")
+        return None if tokens is None else load_vocabulary(tokens)
 
     def schedule(self, role: str) -> NoiseSchedule:
         """The noise schedule of the model of `role`."""

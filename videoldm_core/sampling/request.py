@@ -19,6 +19,7 @@ from videoldm_core.records import Record
 from videoldm_core.sampling.asked import check_asked
 from videoldm_core.sampling.config import SamplingConfig
 from videoldm_core.sampling.loading import Release
+from videoldm_core.sampling.trained_states import Inputs
 from videoldm_core.training.memory import Precision
 from videoldm_core.training.published import published_digest
 
@@ -70,8 +71,14 @@ def check(request: Request, release: Release) -> None:
     check_asked(
         {role: published.stage for role, published in release.stages.items()},
         passes=request.passes,
-        gives_first=request.first_frame is not None,
+        inputs=Inputs(
+            prompt=request.prompt,
+            labels=request.labels,
+            has_boxes=request.boxes is not None,
+            has_first_frame=request.first_frame is not None,
+        ),
         sampling=request.sampling,
+        vocabularies={role: release.vocabulary(role) for role in release.stages},
     )
     _check_steps(request, release)
 

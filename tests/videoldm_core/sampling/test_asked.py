@@ -6,11 +6,11 @@ import pytest
 
 from tests.videoldm_core.tables import PRESETS
 from videoldm_core.cascade import Stage, preset
-from videoldm_core.conditioning import FirstFrames
 from videoldm_core.errors import UserError
 from videoldm_core.sampling.asked import check_asked
 from videoldm_core.sampling.config import SamplingConfig
 from videoldm_core.sampling.guidance import Guidance
+from videoldm_core.sampling.trained_states import Inputs
 
 PLAIN = SamplingConfig(guidance=Guidance(text=2.0, context=1.5), upscale_noise_timestep=20)
 
@@ -26,12 +26,9 @@ def roles_of(name: str, **changed: dict[str, Any]) -> dict[str, Stage]:
 
 
 def check(roles: dict[str, Stage], **asked: Any) -> None:
-    check_asked(roles, **{"passes": 2, "gives_first": False, "sampling": PLAIN, **asked})
-
-
-def given(weights: tuple[float, float, float]) -> dict[str, Any]:
-    objective = preset("tiny").stage("predictor").objective
-    return {"objective": objective.model_copy(update={"given": FirstFrames(weights=weights)})}
+    check_asked(
+        roles, **{"passes": 2, "inputs": Inputs(), "sampling": PLAIN, "vocabularies": {}, **asked}
+    )
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -66,27 +63,19 @@ def test_passes_without_an_interpolator_are_refused():
         check(roles, passes=1)
 
 
-@pytest.mark.parametrize(
-    ("weights", "asked", "sentence"),
-    [
-        ((0.5, 0.5, 0.0), {}, "2 frames in every call after the first"),
-        ((0.5, 0.0, 0.5), {}, "1 frames in its first call"),
-        ((0.0, 0.5, 0.5), {}, r"0 frames in context guidance of 1.5.*\[0.0, 0.5, 0.5\]"),
-    ],
-)
-def test_given_frames_that_p_s_never_draws_are_refused(weights, asked, sentence):
-    with pytest.raises(UserError, match=sentence):
-        check(roles_of("tiny", key_frames=given(weights)), **asked)
-
-
-def test_what_sampling_does_not_ask_for_need_not_be_trained():
-    without_guidance = PLAIN.model_copy(update={"guidance": Guidance(text=2.0, context=1.0)})
-    check(roles_of("tiny", key_frames=given((0.0, 0.5, 0.5))), sampling=without_guidance)
-    roles = roles_of("tiny", key_frames=given((0.5, 0.0, 0.5)))
-    del roles["first_frame"]
-    check(roles)
-    with pytest.raises(UserError, match="1 frames in its first call"):
-        check(roles, gives_first=True)
+def test_a_role_that_the_request_does_not_use_need_not_be_trained_for_it():
+    objective = preset("tiny").stage("image").objective.model_copy(update={"text_dropout": 0.0})
+    roles = roles_of("tiny", first_frame={"objective": objective})
+    check(roles, inputs=Inputs(has_first_frame=True))
+    with pytest.raises(UserError, match="starts from the empty text, but the stage 'image'"):
+        check(roles)
+    guided = PLAIN.model_copy(update={"interpolation_guidance": Guidance(text=2.0)})
+    objective = preset("tiny").stage("interpolator").objective
+    untrained = {"objective": objective.model_copy(update={"text_dropout": 0.0})}
+    roles = roles_of("tiny", interpolator=untrained)
+    check(roles, passes=0, sampling=guided)
+    with pytest.raises(UserError, match="starts from the empty text, but the stage 'interpol"):
+        check(roles, sampling=guided)
 
 
 def test_noise_that_an_upscaler_was_never_told_of_is_refused():

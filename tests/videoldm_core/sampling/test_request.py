@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from tests.videoldm_core.releases import TINY, request_for
+from videoldm_core.annotations import LabelKind, Vocabulary
 from videoldm_core.conditioning import KeyFrames
 from videoldm_core.errors import UserError
+from videoldm_core.models.condition_tokens import ConditionTokens
 from videoldm_core.objectives.denoising import ScheduleConfig
 from videoldm_core.sampling import request as requests
 from videoldm_core.sampling.loading import Release, read_release
@@ -61,6 +63,49 @@ def test_noise_as_strong_as_an_interpolator_was_trained_with_can_be_asked_for(
     with pytest.raises(UserError, match="up to level 250 .* choose one from 0 to 250"):
         asked(251)
     asked(251, passes=0)
+
+
+def with_objective(release: Release, role: str, **objective: Any) -> None:
+    """Another objective, as if the stage of this role had been trained with it."""
+    published = release.stages[role]
+    changed = published.stage.objective.model_copy(update=objective)
+    stage = published.stage.model_copy(update={"objective": changed})
+    release.stages[role] = published.model_copy(update={"stage": stage})
+
+
+def test_guidance_from_what_a_published_stage_never_saw_is_refused(
+    released, release, tmp_path: Path
+):
+    with_objective(release, "interpolator", given=KeyFrames(dropout=0.0))
+
+    def asked(context: float, **changes: Any) -> None:
+        sampling = {"interpolation_guidance": {"context": context}}
+        check(request_for(released, tmp_path / "v.mp4", sampling=sampling, **changes), release)
+
+    asked(1)
+    asked(2, passes=0)
+    with pytest.raises(UserError, match="gives the interpolator no key frames, .*dropout = 0"):
+        asked(2)
+
+
+def test_labels_that_a_published_model_was_always_told_cannot_be_left_out(
+    released, release, tmp_path: Path, monkeypatch
+):
+    words = Vocabulary(labels=(LabelKind(name="time", values=("day", "night")),))
+    ConditionTokens(words, 8).save(tmp_path / "tokens")
+    parts = Release.parts
+    tokens = {"tokens": tmp_path / "tokens"}
+    monkeypatch.setattr(Release, "parts", lambda self, role: parts(self, role) | tokens)
+
+    def asked(**changes: Any) -> None:
+        unguided = {"guidance": {"text": 1.0, "context": 1.0}}
+        check(request_for(released, tmp_path / "v.mp4", sampling=unguided, **changes), release)
+
+    asked()
+    with_objective(release, "first_frame", label_dropout=0.0)
+    asked(labels={"time": "day"})
+    with pytest.raises(UserError, match="leaves the label 'time' unknown, but the stage 'image'"):
+        asked()
 
 
 @pytest.mark.parametrize(
