@@ -130,6 +130,9 @@ def latent_scale(vae_folder: Path) -> float:
 def encoded_mean(vae: AutoencoderKL, clip: Tensor, *, in_bfloat16: bool) -> Tensor:
     """Posterior means of a clip's frames, unscaled: b t 3 H W to b t c h w, float32.
 
+    Deviation: Rombach 2022 draws latents from the posterior; its deviation is far below theirs, and
+    means make the same latents every time. Stores keep them in float16.
+
     Frames of one clip at a time, and of large ones fewer, so that what is computed together does
     not depend on how a batch was split, nor memory on how many clips it has.
 

@@ -19,6 +19,8 @@ from videoldm_core.records import Record, Weight
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 # The mean and deviation of ImageNet's colours, for pictures in [-1, 1].
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+# Deviation: the autoencoders of the paper (§3.1.1, after Rombach 2022) are trained with LPIPS. Its
+# weights are on no package index, so that it is off until the user names their files.
 NO_BACKBONE = "no perceptual backbone given: reconstruction is judged by pixels alone"
 
 

@@ -157,6 +157,9 @@ DRIVING = Preset(
             steps=50_000,
             warmup=1_000,
         ),
+        # Deviation: the paper (§4.1) upscales with the UNet of Dhariwal 2021, which reads no text.
+        # This one has the cross-attentions of all our UNets, and reads the clip's caption, which is
+        # mostly empty.
         Stage(
             name="image_upscaler",
             paper="§3.4 (image model)",

@@ -28,6 +28,7 @@ from videoldm_core.objectives.denoising import Denoising, ScheduleConfig
 from videoldm_core.training.optimizer import OptimizerConfig
 
 _TEXT = NewText(tower=TextConfig(context_length=16, width=64, heads=4, layers=2))
+# Deviation: the last level is noise alone (Lin 2023), which the paper's schedules are not (§2).
 _SCHEDULE = ScheduleConfig(predicts="v_prediction", zero_terminal_snr=True)
 _KEY_STRIDE = 16
 _LOW = LowResolution(factor=4, max_noise_timestep=150, detail_scale=8.0)

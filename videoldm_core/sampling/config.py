@@ -26,9 +26,8 @@ class SamplingConfig(Record):
     # Noise put on the given frames, for interpolators that were trained to be told of it.
     interpolation_noise_timestep: int = Field(default=0, ge=0)
     upscale_steps: int = Field(default=20, ge=1, le=MOST_STEPS)
-    # Text guidance of the upscaler, 1 is off: an upscaler of ours gains nothing by it where its
-    # texts are empty. The x4-upscaler of Stable Diffusion is sampled with 9, and 75 steps, by
-    # diffusers; so is the preset text_to_video by its run file.
+    # Text guidance of the upscaler; 1 is off, for one that is trained without texts. Stable
+    # Diffusion's x4-upscaler is sampled with 9, in 75 steps: see the run file of text_to_video.
     upscale_guidance: float = Field(default=1.0, allow_inf_nan=False)
     # Noise put on the low resolution, which the upscaler is told.
     upscale_noise_timestep: int = Field(default=20, ge=0)
@@ -39,7 +38,8 @@ class SamplingConfig(Record):
     upscale_shared_noise: float = Field(default=0.0, ge=0, le=1)
     # Frames decoded and upscaled at once (§3.4): as many as these models were trained on.
     portion: int = Field(default=8, ge=1)
-    # Frames at each end of a portion that its neighbour computes too.
+    # Frames at each end of a portion that its neighbour computes too. Deviation: the paper (§4.1)
+    # upscales 8 frames at a time and mentions no overlap; with 2 of 8 it is twice the work.
     overlap: int = Field(default=2, ge=0)
     # Frames at a border over which portions fade into one another; the rest of the overlap is
     # dropped, as it lacks neighbours itself.
