@@ -1,5 +1,6 @@
 """No request puts a model into a state that its training never shows, whatever kind it is of."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ def roles_of(name: str, role: str = "", **objective: Any) -> dict[str, Stage]:
 
 def check(
     roles: dict[str, Stage],
-    words: dict[str, Vocabulary | None] | None = None,
+    words: Mapping[str, Vocabulary | None] | None = None,
     inputs: Inputs | None = None,
     **sampling: Any,
 ) -> None:

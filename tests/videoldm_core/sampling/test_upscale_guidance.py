@@ -7,7 +7,6 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionUpscalePipeline
 from torch import Tensor
 
-from flows.config import load_run, sampling_of
 from tests.videoldm_core.sampling.fakes import all_of, fake_cascade, frames_from, latents, net_of
 from tests.videoldm_core.single_files import unet_like, vae_like
 from videoldm_core.conditioning import LowResolution
@@ -93,10 +92,3 @@ def test_a_guided_upscaler_predicts_with_and_without_the_text_in_one_batch(scale
     cascade = fake_cascade()
     all_of(frames_from(cascade, latents(0, 1), upscale_guidance=scale))
     assert {len(call["noisy"]) for call in net_of(cascade.upscaler).calls} == {clips}
-
-
-def test_the_x4_upscaler_is_sampled_as_diffusers_does_and_upscalers_of_ours_unguided():
-    sampling = sampling_of(load_run("text_to_video"))
-    assert (sampling.upscale_guidance, sampling.upscale_steps) == (9, 75)
-    for name in ("driving", "tiny"):
-        assert sampling_of(load_run(name)).upscale_guidance == 1
