@@ -3,6 +3,7 @@
 Knows nothing about files, times or clips.
 """
 
+import errno
 import struct
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -11,17 +12,18 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from preprocessing.damage import DecodeError
 from preprocessing.fields import AsPictures
+from preprocessing.tone import TONE, Hdr, hdr_of, to_sdr
 from videoldm_core.annotations import Box
 
-_SHRINK = Interpolation.AREA | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
-_ENLARGE = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
+_ACCURATE = Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 # The ffmpeg program's own default, so native frames equal its frames.
 _SAME_SIZE = Interpolation.BICUBIC
 
 RESIZER = (
     "cover and centre crop; swscale area down, bicubic up, full chroma, accurate rounding; "
-    "whole pictures, deinterlaced by measured field order; "
+    f"whole pictures, deinterlaced by measured field order; {TONE}; "
     f"PyAV {av.__version__}, libswscale {'.'.join(map(str, av.library_versions['libswscale']))}"
 )
 """What turned decoded frames into pixels; part of a store's identity."""
@@ -130,21 +132,38 @@ class Fitter:
         if turn.is_transposed:
             height, width = width, height
         whole = cover(frame.width * self._shape, frame.height, height=height, width=width)
-        pixels = self._resize(frame, whole.width, whole.height)
+        hdr = hdr_of(frame)
+        pixels = self._resize(frame, whole.width, whole.height, hdr)
         pixels = pixels[whole.top : whole.top + height, whole.left : whole.left + width]
+        if hdr:
+            pixels = to_sdr(pixels, hdr)
         if turn.is_transposed:
             pixels = pixels.transpose(1, 0, 2)
         return pixels[:: -1 if turn.mirrors_y else 1, :: -1 if turn.mirrors_x else 1]
 
-    def _resize(self, frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
-        if (width, height) == (frame.width, frame.height):
-            method = _SAME_SIZE
-        elif width <= frame.width and height <= frame.height:
-            method = _SHRINK
-        else:
-            method = _ENLARGE
-        # One thread: many videos are decoded side by side, one per core.
-        rgb = self._reformatter.reformat(
-            frame, width, height, "rgb24", interpolation=method, threads=1
-        )
-        return rgb.to_ndarray()
+    def _resize(self, frame: av.VideoFrame, width: int, height: int, hdr: Hdr | None) -> np.ndarray:
+        """RGB (h w 3): uint8, or uint16 codes of HDR."""
+        try:
+            return self._reformatter.reformat(
+                frame,
+                width,
+                height,
+                "rgb48le" if hdr else "rgb24",
+                src_colorspace=hdr.matrix if hdr else None,
+                interpolation=_method(frame, width, height) | (_ACCURATE if hdr else 0),
+                threads=1,  # many videos are decoded side by side, one per core
+            ).to_ndarray()
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            said = f"matrix {frame.colorspace} in {frame.format.name}"
+            raise DecodeError(
+                "colours not read", f"its colours are coded in a way that is not read ({said})"
+            ) from None
+
+
+def _method(frame: av.VideoFrame, width: int, height: int) -> Interpolation:
+    if (width, height) == (frame.width, frame.height):
+        return _SAME_SIZE
+    is_smaller = width <= frame.width and height <= frame.height
+    return (Interpolation.AREA if is_smaller else Interpolation.BICUBIC) | _ACCURATE

@@ -17,6 +17,7 @@ from preprocessing.fit import orientation_of, pixel_shape, shown_size
 from preprocessing.plausible import LONGEST_FRAME_S, LONGEST_VIDEO_S, Timeline, why_implausible
 from preprocessing.reader import OnFrame, Reader, open_video, unnoted
 from preprocessing.timing import Timing
+from preprocessing.tone import Hdr, hdr_of
 from videoldm_core.records import Record
 
 Pixels = Annotated[int, Field(ge=1, le=2**20)]
@@ -90,7 +91,8 @@ def probe_video(path: Path, on_frame: OnFrame = unnoted) -> Probe:
             first, final = first or frame, frame
         if first is None or final is None:
             raise reason_for_no_frames(path, reader.header_frames, reader.damage)
-        return _with_scan(_summary(path, reader, timing, sizes, (first, final)), meter)
+        probe = _summary(path, reader, timing, sizes, (first, final))
+        return _with_pictures(probe, meter, hdr_of(first))
 
 
 def _summary(
@@ -156,9 +158,11 @@ def _warnings(
         yield "the rotation in the header is no multiple of 90 degrees and is ignored"
 
 
-def _with_scan(probe: Probe, meter: ScanMeter) -> Probe:
-    scan = meter.scan()
-    warnings = probe.warnings
+def _with_pictures(probe: Probe, meter: ScanMeter, hdr: Hdr | None) -> Probe:
+    """Adds what must be known to make pictures of the frames."""
+    scan, warnings = meter.scan(), [*probe.warnings]
     if scan == "progressive" and meter.flagged:
-        warnings = (*warnings, "flagged interlaced, but its frames are whole pictures")
-    return probe.model_copy(update={"scan": scan, "warnings": warnings})
+        warnings.append("flagged interlaced, but its frames are whole pictures")
+    if hdr:
+        warnings.append(f"HDR ({hdr.transfer}) is mapped to SDR")
+    return probe.model_copy(update={"scan": scan, "warnings": tuple(warnings)})
