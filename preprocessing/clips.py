@@ -16,8 +16,9 @@ from preprocessing.plausible import LONGEST_VIDEO_S, why_too_still
 from preprocessing.sidecars import TimedBoxes
 from preprocessing.sources import Source, digest_of_text
 from videoldm_core.annotations import Annotations, BoxedFrame
+from videoldm_core.data.names import ClipKey, Frames, Rate, Words
 from videoldm_core.data.plan import keeps_up
-from videoldm_core.records import Record
+from videoldm_core.records import InnerPath, Record
 
 Split = Literal["train", "heldout"]
 Span = tuple[float, float]  # start_s, end_s on a video's timeline
@@ -31,13 +32,12 @@ _ROUNDING_FRAMES = 1e-3  # times are floats: 79.9999 frames are 80
 class Clip(Annotations):
     """One stretch of one source, resampled by time to `fps`."""
 
-    key: str  # 16 hex digits; another split, start, length or rate is another clip
-    source: str  # file name below the user's folder
-    source_digest: str
-    # After the first shown frame.
-    start_s: float = Field(ge=0, le=LONGEST_VIDEO_S, allow_inf_nan=False)
-    fps: float = Field(gt=0, allow_inf_nan=False)
-    frames: int = Field(ge=1)  # at `fps`
+    key: ClipKey  # another split, start, length or rate is another clip
+    source: InnerPath  # file name below the user's folder
+    source_digest: Words
+    start_s: float = Field(ge=0, le=LONGEST_VIDEO_S)  # after the first shown frame
+    fps: Rate
+    frames: Frames  # at `fps`
     caption: str
     split: Split
     # Of the source; written only where it is interlaced.

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from preprocessing.clips import Clip
+from videoldm_core.data.names import ShardName
 from videoldm_core.data.shards import (
     FORMAT_VERSION,
     INDEX_NAME,
@@ -46,7 +47,7 @@ MakeSamples = Callable[[Sequence[Clip]], Iterable[tuple[int, Made]]]
 class Unit(Record):
     """One shard's worth of work; with the clips in it, it can be done anywhere."""
 
-    shard: str
+    shard: ShardName
     clips: tuple[Clip, ...]
 
 

@@ -72,7 +72,9 @@ class Vocabulary(Record):
 
     labels: tuple[LabelKind, ...] = ()
     box_classes: tuple[str, ...] = ()
-    max_boxes: int = Field(default=32, ge=1)  # per frame; of more, a model is told the largest
+    max_boxes: int = Field(
+        default=32, ge=1, le=1000
+    )  # per frame; of more, a model is told the largest
 
     @field_validator("box_classes")
     @classmethod

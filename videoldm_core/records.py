@@ -1,28 +1,51 @@
 """The base of every configuration and result record: typed, frozen, JSON both ways."""
 
 import difflib
-import json
 import reprlib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from videoldm_core.errors import UserError
+from videoldm_core.plain_json import read_json
 
 R = TypeVar("R", bound="Record")
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running average, per step
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of a term in a sum
 Share = Annotated[float, Field(ge=0, le=1)]  # of a whole
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # hex SHA-256
 LONGEST_WORD = 100  # characters of a file's words that a message repeats
+LONGEST_REASON = 300
+LONGEST_NAME = 200
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = LONGEST_WORD
 
 
-class Record(BaseModel):
-    """A frozen record; unknown keys are refused."""
+def path_inside(text: str) -> str:
+    """`text`, a path that cannot lead out of the folder that it is relative to.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Raises:
+        ValueError: it is absolute, empty, or has a part such as "..".
+    """
+    parts = text.split("/")
+    if "\0" in text or not all(part not in ("", ".", "..") for part in parts):
+        raise ValueError("expected the path of a file inside its folder, without '..'")
+    return text
+
+
+# A path that somebody else wrote down: never absolute, never leading out of its folder.
+InnerPath = Annotated[str, AfterValidator(path_inside)]
+# The name of a folder or a model.
+PlainName = Annotated[
+    str, Field(max_length=LONGEST_NAME, pattern=r"^[A-Za-z0-9._-]+$"), AfterValidator(path_inside)
+]
+
+
+class Record(BaseModel):
+    """A frozen record; unknown keys and numbers that are not finite are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def parse_record(kind: type[R], values: Any, *, where: str) -> R:
@@ -37,7 +60,9 @@ def parse_record(kind: type[R], values: Any, *, where: str) -> R:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{where}: {_sentence(kind, error)}") from None
+        raise UserError(f"{where}: {problem_of(kind, error)}") from None
+    except RecursionError:
+        raise UserError(f"{where}: its values are nested too deeply; write it again.") from None
 
 
 def load_record(kind: type[R], path: Path, *, what: str) -> R:
@@ -50,7 +75,7 @@ def load_record(kind: type[R], path: Path, *, what: str) -> R:
         UserError: it is missing, is not JSON, or does not hold such a record.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except OSError as error:
         raise UserError(f"No {what} at {str(path)!r} ({error.strerror}).") from None
     except ValueError as error:
@@ -60,23 +85,36 @@ def load_record(kind: type[R], path: Path, *, what: str) -> R:
     return parse_record(kind, values, where=repr(str(path)))
 
 
+def shown(value: Any) -> str:
+    """Somebody else's value as a message repeats it: its beginning, without line breaks."""
+    return _short.repr(value)
+
+
 def nearest(word: str, known: list[str]) -> str:
     """A hint to append to an error: the nearest known word, or all of them."""
     match = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(sorted(known))}."
 
 
-def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
+def problem_of(kind: type[BaseModel], error: ValidationError) -> str:
+    """The first thing that is wrong with values for a record of type `kind`, with a full stop."""
     # A misspelt key is two errors, an unknown and a missing one; the unknown one says more.
     errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     first = errors[0]
-    path = [str(part)[:LONGEST_WORD] for part in first["loc"]]
+    path = [_printable(str(part)) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         known = sorted(_fields_at(kind, path[:-1]))
         return f"unknown key {'.'.join(path)!r}; {nearest(path[-1], known)}"
     if first["type"] == "missing":
         return f"key {'.'.join(path)!r} is missing; add it."
-    return f"{'.'.join(path) or 'value'} = {_short.repr(first['input'])}: {first['msg']}."
+    reason = _printable(first["msg"], LONGEST_REASON)
+    return f"{'.'.join(path) or 'value'} = {_short.repr(first['input'])}: {reason}."
+
+
+def _printable(word: str, longest: int = LONGEST_WORD) -> str:
+    """Words of somebody else's, cut to what a message repeats, without what a terminal obeys."""
+    short = word[:longest]
+    return short if short.isprintable() else ascii(short)
 
 
 def _fields_at(kind: Any, path: list[str]) -> list[str]:

@@ -6,21 +6,32 @@ live (storage.py), how they are read at training time (store.py), or how clips a
 (preprocessing).
 """
 
-import functools
 import hashlib
 import io
 import json
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, TypeVar, cast
+from typing import IO, Any, Literal, Self, TypeVar, cast
 
 import numpy as np
+from pydantic import BaseModel, NonNegativeInt, ValidationError, model_validator
 
 from videoldm_core.annotations import Annotations
+from videoldm_core.data.hashing_file import HashingFile
+from videoldm_core.data.names import (
+    ClipKey,
+    Frames,
+    MemberName,
+    Rate,
+    Seconds,
+    ShardName,
+    Side,
+    Words,
+)
+from videoldm_core.data.npy import npy_bytes, parse_npy
 from videoldm_core.errors import ShardError
-from videoldm_core.files import disk_error
-from videoldm_core.records import Record
+from videoldm_core.records import Digest, InnerPath, Record, problem_of, shown
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
@@ -32,26 +43,34 @@ P = TypeVar("P", bound=Record)
 class ClipInfo(Annotations):
     """What is known about a clip, however its frames are stored; a sample's JSON member."""
 
-    key: str  # 16 hex digits, from the source's digest and the times
-    source: str  # file name of the video it was cut from
-    source_digest: str
-    start_s: float  # of the first frame, in the source
-    fps: float  # of the clip, after resampling
-    frames: int
+    key: ClipKey  # from the source's digest and the times
+    source: InnerPath  # file name of the video it was cut from
+    source_digest: Words
+    start_s: Seconds  # of the first frame, in the source
+    fps: Rate  # of the clip, after resampling
+    frames: Frames
     caption: str
     split: Literal["train", "heldout"]
+
+    @model_validator(mode="after")
+    def _boxes_are_of_its_frames(self) -> Self:
+        for boxed in self.boxes:
+            if not 0 <= boxed.frame < self.frames:
+                raise ValueError(f"boxes of frame {boxed.frame}, but it has {self.frames} frames")
+        return self
 
 
 class StoreIdentity(Record):
     """Everything that decides the bytes of a store; another value of any field is another store."""
 
     kind: Kind
-    encoder: str  # digest of the image encoder's weights, or the pixel codec with its settings
-    preprocessing: str  # decoder, resizer and their versions
-    fps: float
-    height_px: int  # of the frames that were encoded
-    width_px: int
-    text: str  # digest of the text tower
+    # Digest of the image encoder's weights, or the pixel codec with its settings.
+    encoder: Words
+    preprocessing: Words  # decoder, resizer and their versions
+    fps: Rate
+    height_px: Side  # of the frames that were encoded
+    width_px: Side
+    text: Words  # digest of the text tower
     format_version: int = FORMAT_VERSION
 
     def digest(self) -> str:
@@ -80,14 +99,15 @@ class PixelClip:
 class SampleEntry(ClipInfo):
     """One clip of a shard, with the place of its members in the tar."""
 
-    members: dict[str, tuple[int, int]]  # name without the key -> (offset, size) in bytes
+    # Name without the key -> (offset, size) in bytes.
+    members: dict[MemberName, tuple[NonNegativeInt, NonNegativeInt]]
 
 
 class DroppedClip(Record):
     """A clip that could not be decoded; it is left out of its shard, never fatal to it."""
 
-    key: str
-    source: str
+    key: ClipKey
+    source: InnerPath
     reason: str
 
 
@@ -95,20 +115,31 @@ class Manifest(Record):
     """What one shard holds; written beside the tar once the tar is complete and verified."""
 
     format: int = FORMAT_VERSION
-    shard: str  # "shard-000000"
-    identity: str  # StoreIdentity.digest()
-    sha256: str  # of the tar
-    size_bytes: int  # of the tar
+    shard: ShardName
+    identity: Digest  # StoreIdentity.digest()
+    sha256: Digest  # of the tar
+    size_bytes: NonNegativeInt  # of the tar
     samples: tuple[SampleEntry, ...]
     dropped: tuple[DroppedClip, ...]
+
+    @model_validator(mode="after")
+    def _members_lie_within(self) -> Self:
+        for sample in self.samples:
+            for name, (offset, size) in sample.members.items():
+                if offset + size > self.size_bytes:
+                    raise ValueError(
+                        f"{name} of clip {sample.key} ends at byte {offset + size} of a shard of "
+                        f"{self.size_bytes}"
+                    )
+        return self
 
 
 class IndexedShard(Record):
     """One line of the index."""
 
-    name: str
-    sha256: str
-    samples: int
+    name: ShardName
+    sha256: Digest
+    samples: NonNegativeInt
 
 
 class Index(Record):
@@ -122,7 +153,19 @@ class Index(Record):
     kind: Kind
     identity: StoreIdentity
     shards: tuple[IndexedShard, ...]
-    retired: dict[str, tuple[str, ...]] = {}  # shard -> keys
+    retired: dict[ShardName, tuple[ClipKey, ...]] = {}  # shard -> keys
+
+    @model_validator(mode="after")
+    def _is_of_its_kind(self) -> Self:
+        if self.kind != self.identity.kind:
+            raise ValueError(f"it is of {self.kind}, its identity of {self.identity.kind}")
+        return self
+
+
+class _Versioned(BaseModel):
+    """Of a file of whichever version."""
+
+    format: Any
 
 
 def parse_published(kind: type[P], text: bytes, *, where: str) -> P:
@@ -132,22 +175,23 @@ def parse_published(kind: type[P], text: bytes, *, where: str) -> P:
         ShardError: the format version is another one, or the file is damaged.
     """
     try:
-        version = json.loads(text)["format"]
-    except (ValueError, KeyError, TypeError):
+        version = _Versioned.model_validate_json(text).format
+    except ValidationError:
         raise ShardError(
             f"{where!r} is not readable; delete it and run the encode step again."
         ) from None
     if version != FORMAT_VERSION:
         raise ShardError(
-            f"{where!r} has format version {version}, this code reads {FORMAT_VERSION}. "
-            "Re-run the encode step on its source clips."
+            f"{where!r} has format version {shown(version)}, this code reads "
+            f"{FORMAT_VERSION}. Re-run the encode step on its source clips."
         )
     try:
         return kind.model_validate_json(text)
-    except ValueError:
+    except ValidationError as error:
         raise ShardError(
-            f"{where!r} lacks what a {kind.__name__.lower()} must say; delete it and run the "
-            "encode step again."
+            f"{where!r} lacks what a {kind.__name__.lower()} must say "
+            f"({problem_of(kind, error).removesuffix('.')}); delete it and run the encode step "
+            "again."
         ) from None
 
 
@@ -156,21 +200,20 @@ def to_members(clip: LatentClip | PixelClip) -> dict[str, bytes]:
     members = {
         "json": _json_bytes(clip.info),
         "txt": clip.info.caption.encode(),
-        "text.npy": _npy_bytes(clip.text),
+        "text.npy": npy_bytes(clip.text),
     }
     if isinstance(clip, LatentClip):
-        return members | {"latents.npy": _npy_bytes(clip.latents)}
+        return members | {"latents.npy": npy_bytes(clip.latents)}
     return members | {"mp4": clip.video}
 
 
 def from_members(members: dict[str, bytes]) -> LatentClip | PixelClip:
     """The clip that `to_members` took apart."""
     info = ClipInfo.model_validate_json(members["json"])
-    text = np.load(io.BytesIO(members["text.npy"]), allow_pickle=False)
+    text = parse_npy(members["text.npy"])
     if "mp4" in members:
         return PixelClip(info=info, video=members["mp4"], text=text)
-    latents = np.load(io.BytesIO(members["latents.npy"]), allow_pickle=False)
-    return LatentClip(info=info, latents=latents, text=text)
+    return LatentClip(info=info, latents=parse_npy(members["latents.npy"]), text=text)
 
 
 class ShardWriter:
@@ -181,7 +224,7 @@ class ShardWriter:
 
     def __init__(self, path: Path, *, shard: str, identity: StoreIdentity):
         self._shard, self._identity = shard, identity
-        self._file = _HashingFile(path)
+        self._file = HashingFile(path)
         # USTAR has no time stamps or ids beyond the header that `_member` fixes.
         self._tar = tarfile.TarFile(
             fileobj=cast(IO[bytes], self._file), mode="w", format=tarfile.USTAR_FORMAT
@@ -221,57 +264,6 @@ class ShardWriter:
         self.close()
 
 
-@functools.lru_cache(maxsize=256)
-def parse_npy_header(head: bytes) -> tuple[tuple[int, ...], int]:
-    """Shape of a float16 .npy and where its data starts, from (at least) its first 128 bytes.
-
-    Raises:
-        ShardError: it is no .npy of float16 in C order.
-    """
-    stream = io.BytesIO(head)
-    try:
-        assert np.lib.format.read_magic(stream) == (1, 0), "the writer uses .npy version 1.0"
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-        assert (dtype, fortran_order) == (np.float16, False), "the writer uses float16 in C order"
-    except (ValueError, AssertionError) as error:
-        raise ShardError(
-            f"A shard's array begins with {head[:16]!r}, expected a float16 .npy ({error}); "
-            "delete the shard and run the encode step again."
-        ) from None
-    return shape, stream.tell()
-
-
-class _HashingFile:
-    """A file being written whose digest and length are known when it is closed."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._file = path.open("wb")
-        self.sha256 = hashlib.sha256()
-        self.size = 0
-
-    @property
-    def closed(self) -> bool:
-        return self._file.closed
-
-    def write(self, content: bytes) -> int:
-        self.sha256.update(content)
-        self.size += len(content)
-        try:
-            return self._file.write(content)
-        except OSError as error:
-            raise disk_error(self._path, error) from error
-
-    def tell(self) -> int:
-        return self.size
-
-    def close(self) -> None:
-        try:
-            self._file.close()
-        except OSError as error:
-            raise disk_error(self._path, error) from error
-
-
 def _member(name: str, size: int) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)  # mtime, uid and gid are 0 and the names of owner and group empty
     info.size, info.mode = size, 0o444
@@ -280,12 +272,3 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 def _json_bytes(info: ClipInfo) -> bytes:
     return json.dumps(info.model_dump(), sort_keys=True, ensure_ascii=False).encode()
-
-
-def _npy_bytes(array: np.ndarray) -> bytes:
-    assert array.dtype == np.float16, f"shards hold float16, got {array.dtype}"
-    stream = io.BytesIO()
-    np.lib.format.write_array(
-        stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False
-    )
-    return stream.getvalue()

@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate
 
 from videoldm_core.annotations import BoxedFrame
 from videoldm_core.data.index import read_index
+from videoldm_core.data.npy import HEADER_BYTES, SameShapes, parse_npy, parse_npy_header
 from videoldm_core.data.pixels import FrameCache, decode_clip_frames
 from videoldm_core.data.shards import (
     INDEX_NAME,
@@ -27,7 +28,6 @@ from videoldm_core.data.shards import (
     IndexedShard,
     Manifest,
     StoreIdentity,
-    parse_npy_header,
     parse_published,
 )
 from videoldm_core.data.storage import Storage, open_storage
@@ -35,7 +35,7 @@ from videoldm_core.errors import ShardError, UserError
 
 FRAME_CACHE_BYTES = 1 << 30
 OPEN_FILES = 256
-HEADER_BYTES = 128  # of every .npy in a shard: numpy pads headers as short as ours to 128
+MOST_JSON_BYTES = 1 << 28  # of an index or a manifest: ten million retired clips
 WASTE_BYTES_PER_CALL = 64 << 10  # reading this much too much costs about as much as one more call
 
 T = TypeVar("T")
@@ -76,8 +76,9 @@ def open_store(
             or has another size than its manifest says.
     """
     storage = open_storage(location, cache=cache)
-    index = parse_published(Index, read_index(storage), where=f"{storage}/{INDEX_NAME}")
     sizes = storage.list()
+    _check_described(storage, sizes)
+    index = parse_published(Index, read_index(storage), where=f"{storage}/{INDEX_NAME}")
     with ThreadPoolExecutor(16) as pool:
         manifests = list(
             pool.map(lambda shard: _checked_manifest(storage, index, shard, sizes), index.shards)
@@ -97,6 +98,7 @@ class Store:
         self._storage = storage
         self._files = _OpenFiles(self._open_shard)
         self._cache = FrameCache(frame_cache_bytes)
+        self._shapes = SameShapes()
         self._total_frames = sum(sample.frames for sample in samples)
 
     @property
@@ -107,7 +109,9 @@ class Store:
     def read_latents(self, sample: Sample, frames: Sequence[int]) -> Tensor:
         """The latents of some frames, unscaled, float32 (t c h w); others are not read."""
         offset, size = self._member(sample, "latents.npy")
-        shape, start = parse_npy_header(self._pread(sample, offset, HEADER_BYTES))
+        head = self._pread(sample, offset, min(size, HEADER_BYTES))
+        shape, start = parse_npy_header(head, size=size)
+        self._shapes.check_latents(shape, sample.frames, clip=sample.key)
         wanted = (min(frames), max(frames))
         assert 0 <= wanted[0] <= wanted[1] < shape[0], f"frames {wanted} of a clip of {shape[0]}"
         row_bytes = (size - start) // shape[0]
@@ -144,11 +148,9 @@ class Store:
     def read_text(self, sample: Sample) -> Tensor:
         """The caption's embedding, float32 (l d)."""
         offset, size = self._member(sample, "text.npy")
-        raw = self._pread(sample, offset, size)
-        shape, start = parse_npy_header(raw[:HEADER_BYTES])
-        return torch.from_numpy(
-            np.frombuffer(raw, np.float16, offset=start).astype(np.float32).reshape(shape)
-        )
+        text = parse_npy(self._pread(sample, offset, size))
+        self._shapes.check_text(text.shape, clip=sample.key)
+        return torch.from_numpy(text.astype(np.float32))
 
     def verify(self) -> None:
         """Reads every shard and compares it with its digest.
@@ -238,6 +240,15 @@ def _spans(frames: Sequence[int], row_bytes: int) -> list[tuple[slice, int, int]
     return spans
 
 
+def _check_described(storage: Storage, sizes: dict[str, int]) -> None:
+    """Refuses an index or a manifest that would fill the memory, before one is read."""
+    for name, size in sizes.items():
+        is_read = name == INDEX_NAME or (name.startswith("shard-") and name.endswith(".json"))
+        if is_read and size > MOST_JSON_BYTES:
+            where, most = f"{storage}/{name}", MOST_JSON_BYTES
+            raise ShardError(f"{where!r} has {size} bytes, expected at most {most}; encode again.")
+
+
 def _checked_manifest(
     storage: Storage, index: Index, shard: IndexedShard, sizes: dict[str, int]
 ) -> Manifest:
@@ -254,7 +265,8 @@ def _checked_manifest(
             f"Shard {f'{storage}/{tar}'!r} has {sizes[tar]} bytes, its manifest says "
             f"{manifest.size_bytes}; delete it and run the encode step again."
         )
-    if manifest.sha256 != shard.sha256 or manifest.identity != index.identity.digest():
+    said = (manifest.shard, manifest.sha256, manifest.identity)
+    if said != (shard.name, shard.sha256, index.identity.digest()):
         raise ShardError(
             f"Shard {f'{storage}/{tar}'!r} is not the one that {INDEX_NAME} names; run the "
             "encode step again."

@@ -6,6 +6,7 @@ failed by name.
 """
 
 import torch
+from pydantic import ConfigDict
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from videoldm_core.records import Record
 
 class WorthRow(Record):
     """One claim of one stage, with its evidence."""
+
+    model_config = ConfigDict(allow_inf_nan=True)  # what a model that diverged measures
 
     stage: str
     metric: str

@@ -3,22 +3,40 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, ValidationError
 
 from videoldm_core.cascade import Stage, VideoFormat
 from videoldm_core.errors import UserError
 from videoldm_core.files import sha256_of_folder, write_text_atomically
 from videoldm_core.metrics.worth import WorthRow
+from videoldm_core.plain_json import read_json
 from videoldm_core.provenance import UNKNOWN
-from videoldm_core.records import Record
+from videoldm_core.records import Digest, PlainName, Record, path_inside, problem_of
 
 FILE = "stage.json"
+
+
+def _below_or_beside(text: str) -> str:
+    """A path in the stage's folder, or in that of a stage it inherits from: ../image/weights/unet.
+
+    Raises:
+        ValueError: it is absolute, or `..` is in it elsewhere than at its beginning.
+    """
+    inside = text
+    while inside.startswith("../"):
+        inside = inside.removeprefix("../")
+    path_inside(inside)
+    return text
 
 
 class Part(Record):
     """Weights on disk: made by this stage or inherited."""
 
-    path: str  # relative to the stage's folder
-    sha256: str
+    # Relative to the stage's folder.
+    path: Annotated[str, AfterValidator(_below_or_beside)]
+    sha256: Digest
 
 
 class PublishedStage(Record):
@@ -28,7 +46,7 @@ class PublishedStage(Record):
     video: VideoFormat
     seed: int
     fingerprint: str  # of everything that decided the weights
-    parts: dict[str, Part]
+    parts: dict[PlainName, Part]
     parents: dict[str, str]  # stage name -> digest of the stage.json it started from
     data: dict[str, str]  # latents, pixels -> identity of the store it learned from
     step: int
@@ -50,14 +68,15 @@ def read_published(folder: Path) -> PublishedStage | None:
     if not path.is_file():
         return None
     try:
-        text = path.read_text()
-        return PublishedStage.model_validate_json(text)
+        return PublishedStage.model_validate(read_json(path))
+    except ValidationError as error:
+        reason = problem_of(PublishedStage, error).removesuffix(".")
     except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{str(path)!r} is not a published stage of this version ({reason}); "
-            "delete the folder and run the stage again."
-        ) from None
+        reason = str(error)
+    raise UserError(
+        f"{str(path)!r} is not a published stage of this version ({reason}); "
+        "delete the folder and run the stage again."
+    )
 
 
 def published_digest(folder: Path) -> str:
