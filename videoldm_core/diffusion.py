@@ -4,7 +4,6 @@ z_tau = alpha_tau x + sigma_tau eps,   sigma^2 = 1 - alpha^2                    
 target y = eps  or  v = alpha_tau eps - sigma_tau x                                (Eq. 1)
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +14,12 @@ from pydantic import Field
 from torch import Tensor
 
 from videoldm_core.errors import UserError
-from videoldm_core.records import Record, parse_record
+from videoldm_core.plain_json import read_json
+from videoldm_core.records import Record, Share, parse_record
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 FILE = "scheduler_config.json"
+MOST_TIMESTEPS = 100_000
 
 
 class Trained(Record):
@@ -28,16 +29,17 @@ class Trained(Record):
     alpha: these are Stable Diffusion's, whose files in other samplers' words lack them.
     """
 
-    num_train_timesteps: int = Field(default=1000, ge=1)
+    num_train_timesteps: int = Field(default=1000, ge=1, le=MOST_TIMESTEPS)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] | None = None
     beta_start: float = Field(default=0.0001, gt=0, lt=1)
     beta_end: float = Field(default=0.02, gt=0, lt=1)
-    trained_betas: tuple[float, ...] | None = None  # in place of a beta schedule
-    prediction_type: str = "epsilon"
+    # In place of a beta schedule.
+    trained_betas: tuple[Share, ...] | None = Field(default=None, max_length=MOST_TIMESTEPS)
+    prediction_type: str = Field(default="epsilon", max_length=100)
     rescale_betas_zero_snr: bool = False  # the last level is noise alone (Lin 2023)
     # How few steps are spread over the levels, and whether the last one ends without noise.
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
-    steps_offset: int = Field(default=1, ge=0)
+    steps_offset: int = Field(default=1, ge=0, le=MOST_TIMESTEPS)
     set_alpha_to_one: bool = False
 
 
@@ -87,7 +89,7 @@ class NoiseSchedule:
             UserError: there is none, or it is not one.
         """
         try:
-            config = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            config = read_json(folder / FILE)
         except (OSError, ValueError):
             config = None
         if not isinstance(config, dict):

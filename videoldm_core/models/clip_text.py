@@ -17,7 +17,7 @@ from videoldm_core.models.folders import TRANSFORMERS, read_json, read_weights
 from videoldm_core.models.lora import add_lora
 from videoldm_core.models.text import TEXT_KEYS, Padding, TextConfig, TextTower
 from videoldm_core.models.weights import check_floating
-from videoldm_core.records import parse_record
+from videoldm_core.records import parse_record, shown
 
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
@@ -65,8 +65,8 @@ def load_clip_text(model: Path, *, loras: Sequence[Path] = ()) -> TextTower:
     activation = described.get("hidden_act")
     if activation not in ("gelu", "quick_gelu"):
         raise UserError(
-            f"The text encoder in {str(folder)!r} has hidden_act {activation!r}; expected 'gelu' "
-            "or 'quick_gelu', as in Stable Diffusion 1.x and 2.x."
+            f"The text encoder in {str(folder)!r} has hidden_act {shown(activation)}; expected "
+            "'gelu' or 'quick_gelu', as in Stable Diffusion 1.x and 2.x."
         )
     config = _config(described, activation, model)
     weights, path = read_weights(folder, TRANSFORMERS)
@@ -79,8 +79,8 @@ def _config(described: Mapping[str, Any], activation: str, model: Path) -> TextC
     for theirs in _SHAPE.values():
         if not isinstance(described.get(theirs), int):
             raise UserError(
-                f"{where!r} gives {described.get(theirs)!r} as {theirs}, expected a whole number; "
-                "give the folder of a Stable Diffusion model."
+                f"{where!r} gives {shown(described.get(theirs))} as {theirs}, expected a whole "
+                "number; give the folder of a Stable Diffusion model."
             )
     values = {ours: described[theirs] for ours, theirs in _SHAPE.items()}
     values |= {"activation": activation, "padding": _padding(model / "tokenizer")}
@@ -116,23 +116,27 @@ def tower_of_file(
     settings: dict[str, Any] = {"output": "last" if len(layers) == _CUT else "penultimate"}
     if is_first:
         settings = {"activation": "quick_gelu", "padding": "end_of_text"}
-    length, width = own["positional_embedding"].shape
-    config = TextConfig(
-        context_length=length,
-        width=width,
-        heads=max(1, width // _HEAD_WIDTH),
-        layers=len(layers),
-        vocab_size=own["token_embedding.weight"].shape[0],
-        **settings,
-    )
+    positions, words = own["positional_embedding"].shape, own["token_embedding.weight"].shape
+    if len(positions) != 2 or len(words) != 2:
+        raise UserError(
+            f"{where} holds embeddings of positions and tokens of the shapes {tuple(positions)} "
+            f"and {tuple(words)}, expected two sides each; get the file again."
+        )
+    shape = {
+        "context_length": positions[0],
+        "width": positions[1],
+        "heads": max(1, positions[1] // _HEAD_WIDTH),
+        "layers": len(layers),
+        "vocab_size": words[0],
+    }
+    config = parse_record(TextConfig, shape | settings, where=f"the text encoder of {where}")
     return _tower(own, config, where=where, loras=loras)
 
 
 def _tower(
     weights: Mapping[str, Tensor], config: TextConfig, *, where: str, loras: Sequence[Path]
 ) -> TextTower:
-    tower = TextTower.build(config)
-    tower.take(weights, where=where)
+    tower = TextTower.of_weights(config, weights, where=where)
     layers = _transformers_views(tower.transformer.state_dict())
     for lora in loras:
         add_lora(layers, lora, part="text_encoder")
@@ -199,7 +203,7 @@ def _joined(parts: Mapping[str, Tensor], key: str, where: str) -> Tensor:
     if missing:
         raise UserError(f"{where} lacks the {missing[0]}_proj that belongs into {key!r}.")
     shapes = {tuple(part.shape) for part in parts.values()}
-    if len(shapes) > 1:
+    if len(shapes) > 1 or () in shapes:
         raise UserError(
             f"{where}: query, key and value that belong into {key!r} have the shapes "
             f"{' and '.join(map(str, sorted(shapes)))}, expected one; get the file again."
@@ -213,9 +217,9 @@ def _padding(tokenizer: Path) -> Padding:
         path = tokenizer / "tokenizer_config.json"
     token = read_json(path, "it says what captions are padded with").get("pad_token")
     content = token.get("content") if isinstance(token, dict) else token
-    if content not in _PADDING:
+    if not isinstance(content, str) or content not in _PADDING:
         raise UserError(
-            f"{str(path)!r} pads captions with {content!r}; expected one of "
+            f"{str(path)!r} pads captions with {shown(content)}; expected one of "
             f"{', '.join(map(repr, _PADDING))}, as in Stable Diffusion 1.x and 2.x."
         )
     return _PADDING[content]

@@ -98,6 +98,11 @@ class ConditionTokens(nn.Module):
         Raises:
             UserError: the words mean something else there, or the weights do not fit.
         """
+        self.check(folder)
+        self.load_state_dict(read_tensors(folder / WEIGHTS), strict=False)
+
+    def check(self, folder: Path) -> None:
+        """See `load`; of tokens on the meta device too, which cannot be filled."""
         theirs, own = load_vocabulary(folder), self.vocabulary
         if theirs.labels != own.labels or theirs.box_classes not in ((), own.box_classes):
             raise UserError(
@@ -107,7 +112,6 @@ class ConditionTokens(nn.Module):
         tensors = read_tensors(folder / WEIGHTS)
         new = set() if theirs.box_classes else {k for k in self.state_dict() if "boxes" in k}
         check_keys(self.state_dict(), tensors, where=repr(str(folder / WEIGHTS)), may_miss=new)
-        self.load_state_dict(tensors, strict=False)
 
 
 class ConditionedUNet(nn.Module):
@@ -150,7 +154,11 @@ def load_tokens(folder: Path, unet: UNet2DConditionModel) -> ConditionTokens:
     Raises:
         UserError: there are none, or they do not fit.
     """
-    tokens = condition_tokens_for(unet, load_vocabulary(folder), seed=0)
+    vocabulary = load_vocabulary(folder)
+    with torch.device("meta"):  # costs nothing, however many words there are said to be
+        shapes = condition_tokens_for(unet, vocabulary, seed=0)
+    shapes.check(folder)
+    tokens = condition_tokens_for(unet, vocabulary, seed=0)
     tokens.load(folder)
     return tokens
 

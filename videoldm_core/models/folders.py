@@ -3,7 +3,6 @@
 The libraries themselves would fill what a file lacks with whatever the memory holds.
 """
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -12,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from videoldm_core import plain_json
 from videoldm_core.errors import UserError, reason_of
+from videoldm_core.models.described import check_described, known_settings
 from videoldm_core.models.weights import fill, read_checkpoint
+from videoldm_core.records import shown
 
 # How files begin, in safetensors and in pickles.
 DIFFUSERS = ("diffusion_pytorch_model", "diffusion_pytorch_model")
@@ -47,26 +49,49 @@ def load_module(folder: Path, *kinds: Any) -> Any:
         UserError: the folder holds no module, one of another kind, or weights that do not fit it;
             names the file, the key and what was expected.
     """
+    kind, config = read_config(folder, *kinds)
+    weights, path = read_weights(folder, DIFFUSERS)
+    module = on_meta(kind, config, where=repr(str(folder / CONFIG)))
+    fill(module, _as_today(weights), where=repr(str(path)))
+    return module.eval()
+
+
+def read_config(folder: Path, *kinds: Any) -> tuple[Any, dict[str, Any]]:
+    """The class of a diffusers folder's module, and its configuration, within bounds.
+
+    Args:
+        kinds: the classes it may be of.
+
+    Raises:
+        UserError: the folder holds no module, one of another kind, or one out of bounds.
+    """
     expected = " or ".join(kind.__name__ for kind in kinds)
     config = read_json(folder / CONFIG, f"expected the diffusers folder of an {expected}")
     name = config.get("_class_name")
     found = next((kind for kind in kinds if kind.__name__ == name), None)
     if found is None:
         raise UserError(
-            f"{str(folder)!r} holds {name!r}, expected {expected}; give the "
+            f"{str(folder)!r} holds {shown(name)}, expected {expected}; give the "
             "folder of another part or model."
         )
-    weights, path = read_weights(folder, DIFFUSERS)
+    check_described(config, where=repr(str(folder / CONFIG)))
+    return found, config
+
+
+def on_meta(kind: Any, config: Mapping[str, Any], *, where: str) -> Any:
+    """The module that a configuration within bounds describes, as shapes alone.
+
+    Raises:
+        UserError: it describes none.
+    """
     try:
         with torch.device("meta"):
-            module = found.from_config(config)
+            return kind.from_config(known_settings(kind, config))
     except Exception as error:  # what diffusers raises depends on which value is nonsense
         raise UserError(
-            f"{str(folder / CONFIG)!r} does not describe an {expected} "
+            f"{where} does not describe an {kind.__name__} "
             f"({type(error).__name__}: {reason_of(error)}); get the folder again."
         ) from error
-    fill(module, _as_today(weights), where=repr(str(path)))
-    return module.eval()
 
 
 def read_weights(folder: Path, stems: tuple[str, str]) -> tuple[dict[str, Tensor], Path]:
@@ -102,7 +127,7 @@ def read_json(path: Path, why: str) -> dict[str, Any]:
         UserError: the file is missing, damaged or holds something else.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = plain_json.read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(
             f"Cannot read {str(path)!r} ({reason_of(error)}): {why}; check the path or get the "

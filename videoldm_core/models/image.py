@@ -1,12 +1,15 @@
 """Image models: diffusers modules, built from a config or loaded from a folder, never modified."""
 
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from pydantic import Field
 from torch import Tensor, nn
 
-from videoldm_core.models.folders import load_module
+from videoldm_core.models.described import MOST_LEVELS, scale_of
+from videoldm_core.models.folders import load_module, read_config
 from videoldm_core.records import Record
 
 ENCODED_PX = 8 * 512 * 512  # of frames that are encoded at once
@@ -15,13 +18,19 @@ NARROW_LOG_VARIANCE = -6.0
 LAST_OF_BRANCH = ("conv2.weight", "to_out.0.weight", "ff.net.2.weight")
 
 
+Channels = Annotated[int, Field(ge=1, le=65_536)]
+Widths = Annotated[tuple[Channels, ...], Field(min_length=1, max_length=MOST_LEVELS)]
+Levels = Annotated[tuple[bool, ...], Field(min_length=1, max_length=MOST_LEVELS)]
+Layers = Annotated[int, Field(ge=1, le=50)]
+
+
 class AutoencoderConfig(Record):
     """A KL autoencoder for those who bring none; height and width shrink by 2^(levels - 1)."""
 
-    widths: tuple[int, ...] = (128, 256, 512, 512)  # channels per level
-    latent_channels: int = 4
-    layers_per_block: int = 2
-    groups: int = 32  # of the group norms
+    widths: Widths = (128, 256, 512, 512)  # channels per level
+    latent_channels: Channels = 4
+    layers_per_block: Layers = 2
+    groups: Channels = 32  # of the group norms
 
     def build(self, seed: int) -> AutoencoderKL:
         """A new autoencoder; its weights depend on `seed` alone."""
@@ -43,14 +52,15 @@ class AutoencoderConfig(Record):
 class UNetConfig(Record):
     """An image denoiser for those who bring none."""
 
-    in_channels: int = 4
-    out_channels: int = 4
-    widths: tuple[int, ...] = (320, 640, 1280, 1280)  # channels per level
-    attention: tuple[bool, ...] = (True, True, True, False)  # levels with a spatial transformer
-    layers_per_block: int = 2
-    heads: int = 8
-    text: int = 768  # size of a text embedding
-    groups: int = 32
+    in_channels: Channels = 4
+    out_channels: Channels = 4
+    widths: Widths = (320, 640, 1280, 1280)  # channels per level
+    # Levels with a spatial transformer.
+    attention: Levels = (True, True, True, False)
+    layers_per_block: Layers = 2
+    heads: Channels = 8
+    text: Channels = 768  # size of a text embedding
+    groups: Channels = 32
     told_noise_level: bool = False  # upscalers: the noise of the low resolution, embedded like time
 
     def build(self, seed: int) -> UNet2DConditionModel:
@@ -121,9 +131,13 @@ def load_vae(folder: Path) -> AutoencoderKL:
 
 
 def latent_scale(vae_folder: Path) -> float:
-    """What latents of this autoencoder are multiplied by so that their deviation is about 1."""
-    config = AutoencoderKL.load_config(vae_folder, local_files_only=True)
-    return float(config["scaling_factor"])  # type: ignore[index]
+    """What latents of this autoencoder are multiplied by so that their deviation is about 1.
+
+    Raises:
+        UserError: the folder holds none, or says no scale above 0.
+    """
+    _, config = read_config(vae_folder, AutoencoderKL)
+    return scale_of(config)
 
 
 @torch.no_grad()

@@ -45,9 +45,8 @@ def load_open_clip(
         )
     activation = _activation_of_file(model_name, path, activation)
     config = TextConfig(**shape, output=output, padding=padding, activation=activation)
-    tower = TextTower.build(config)
-    tower.take(read_text_weights(path), where=f"Text weights {str(path)!r}")
-    return tower
+    where = f"Text weights {str(path)!r}"
+    return TextTower.of_weights(config, read_text_weights(path), where=where)
 
 
 def locate_open_clip(

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def load_pickled(path: Path) -> object:
     Raises:
         UserError: the file is missing, damaged, or holds anything else; names the class.
     """
+    _check_stored(path)
     try:
         with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch says of a TorchScript file is said below
@@ -71,6 +73,22 @@ def load_pickled(path: Path) -> object:
                 "trust it, and give that."
             ) from error
         raise unreadable(path, f"a damaged pickle, {type(error).__name__}") from error
+
+
+def _check_stored(path: Path) -> None:
+    """Refuses a file whose parts would unfold to more than it has: PyTorch stores them as they are.
+
+    Raises:
+        UserError: says to how much.
+    """
+    try:
+        with zipfile.ZipFile(path) as parts:
+            size = sum(part.file_size for part in parts.infolist())
+        is_whole = size <= path.stat().st_size
+    except (OSError, zipfile.BadZipFile, ValueError):
+        return  # missing, or of PyTorch's older format, which reads no more than the file has
+    if not is_whole:
+        raise unreadable(path, f"its parts are packed and would take {size} bytes")
 
 
 def unreadable(path: Path, reason: str) -> UserError:

@@ -5,10 +5,9 @@ The layout carries no configuration, so the shape is read off the tensors; what 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
@@ -16,8 +15,10 @@ from diffusers.loaders.single_file_utils import (
 )
 from torch import Tensor
 
-from videoldm_core.diffusion import NoiseSchedule
-from videoldm_core.errors import UserError
+from videoldm_core.diffusion import MOST_TIMESTEPS, NoiseSchedule
+from videoldm_core.errors import UserError, reason_of
+from videoldm_core.models.described import check_described
+from videoldm_core.models.folders import on_meta
 from videoldm_core.models.weights import fill
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
@@ -26,6 +27,8 @@ BUFFERS = ("betas", "alphas_cumprod")
 HEADS = 8  # SD 1.x and x4-upscaler; SD 2.x has heads of 64 channels instead
 HEAD_WIDTH = 64
 SCALES = {4: 0.18215, 3: 0.08333}  # of latents, by levels of the autoencoder
+MOST_TENSORS = 10_000  # of one part; Stable Diffusion's UNet has 686
+_NUMBER = r"(\d{1,3})"  # of a block, in a tensor's name
 Predicts = Literal["epsilon", "v_prediction"]
 
 
@@ -64,7 +67,7 @@ def unet_of(weights: Mapping[str, Tensor], *, where: str) -> UNet2DConditionMode
     Raises:
         UserError: the file holds none, or one of another kind; names the first wrong key.
     """
-    own = {name.removeprefix(UNET): t for name, t in weights.items() if name.startswith(UNET)}
+    own = _own(weights, UNET, where=where)
     if "input_blocks.0.0.weight" not in own:
         raise UserError(
             f"{where} holds no {UNET}input_blocks.0.0.weight; expected an image model in one file "
@@ -72,29 +75,32 @@ def unet_of(weights: Mapping[str, Tensor], *, where: str) -> UNet2DConditionMode
         )
     config = unet_config_of(own, where=where)
     named = {f"{UNET}{name}": tensor for name, tensor in own.items()}
-    converted = convert_ldm_unet_checkpoint(named, config)
-    return _filled(UNet2DConditionModel, config, converted, where=where)
+    return _filled(UNet2DConditionModel, config, named, convert_ldm_unet_checkpoint, where=where)
 
 
 def unet_config_of(own: Mapping[str, Tensor], *, where: str) -> dict[str, Any]:
-    """diffusers' configuration of a UNet given by its tensors without prefix."""
-    levels = _levels(own)
+    """diffusers' configuration of a UNet given by its tensors without prefix.
+
+    Raises:
+        UserError: a tensor that shows the shape is missing; names it.
+    """
+    levels = _levels(own, where)
     readers = [name for name in own if name.endswith("attn2.to_k.weight")]
-    if not levels or not readers:
+    projections = [own[f"{block}.proj_in.weight"] for _, _, block in levels if block]
+    if not projections or not readers:
         raise UserError(
             f"{where} holds a UNet without text attention, which no Stable Diffusion is; "
             "give a text-conditioned image model."
         )
-    text = own[readers[0]].shape[1]
+    text = _side(own, readers[0], 1, where=where)
     widths = [width for width, _, _ in levels]
     attention = [block is not None for _, _, block in levels]
-    projections = [own[f"{block}.proj_in.weight"] for _, _, block in levels if block]
     is_linear = projections[0].ndim == 2
     classes = own.get("label_emb.weight")
     by_width = is_linear and classes is None
     return {
-        "in_channels": own["input_blocks.0.0.weight"].shape[1],
-        "out_channels": own["out.2.weight"].shape[0],
+        "in_channels": _side(own, "input_blocks.0.0.weight", 1, where=where),
+        "out_channels": _side(own, "out.2.weight", 0, where=where),
         "block_out_channels": widths,
         "layers_per_block": levels[0][1],
         "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention],
@@ -104,10 +110,12 @@ def unet_config_of(own: Mapping[str, Tensor], *, where: str) -> dict[str, Any]:
         "attention_head_dim": [max(1, w // HEAD_WIDTH) for w in widths] if by_width else HEADS,
         "use_linear_projection": is_linear,
         "only_cross_attention": [
-            block is not None and _reads_text_alone(own, block, width, text)
+            block is not None and _reads_text_alone(own, block, width, text, where=where)
             for width, _, block in levels
         ],
-        "num_class_embeds": None if classes is None else classes.shape[0],
+        "num_class_embeds": None
+        if classes is None
+        else _side(own, "label_emb.weight", 0, where=where),
     }
 
 
@@ -117,33 +125,33 @@ def vae_of(weights: Mapping[str, Tensor], *, where: str) -> AutoencoderKL:
     Raises:
         UserError: the file holds none, or one of another kind; names the first wrong key.
     """
-    own = {name.removeprefix(VAE): t for name, t in weights.items() if name.startswith(VAE)}
+    own = _own(weights, VAE, where=where)
     if "encoder.conv_in.weight" not in own or "post_quant_conv.weight" not in own:
         raise UserError(
             f"{where} holds no {VAE}encoder; expected an image model with its KL autoencoder: "
             "give the full checkpoint, not one pruned of it."
         )
-    blocks = _numbers(own, r"encoder\.down\.(\d+)\.block\.(\d+)\.conv2\.weight")
-    levels = 1 + max(level for level, _ in blocks)
+    blocks = _numbers(own, rf"encoder\.down\.{_NUMBER}\.block\.{_NUMBER}\.conv2\.weight")
+    levels = 1 + max((level for level, _ in blocks), default=0)
     if levels not in SCALES:
         raise UserError(
             f"{where}: its autoencoder has {levels} levels, and the file does not say by what its "
             f"latents are scaled; expected {' or '.join(map(str, SCALES))}, or a diffusers folder."
         )
     config = {
-        "in_channels": own["encoder.conv_in.weight"].shape[1],
-        "out_channels": own["decoder.conv_out.weight"].shape[0],
+        "in_channels": _side(own, "encoder.conv_in.weight", 1, where=where),
+        "out_channels": _side(own, "decoder.conv_out.weight", 0, where=where),
         "block_out_channels": [
-            own[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)
+            _side(own, f"encoder.down.{i}.block.0.conv2.weight", 0, where=where)
+            for i in range(levels)
         ],
         "layers_per_block": 1 + max(block for _, block in blocks),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "latent_channels": own["post_quant_conv.weight"].shape[1],
+        "latent_channels": _side(own, "post_quant_conv.weight", 1, where=where),
         "scaling_factor": SCALES[levels],
     }
-    converted = convert_ldm_vae_checkpoint(dict(weights), config)
-    return _filled(AutoencoderKL, config, converted, where=where)
+    return _filled(AutoencoderKL, config, dict(weights), convert_ldm_vae_checkpoint, where=where)
 
 
 def schedule_of(
@@ -157,8 +165,7 @@ def schedule_of(
     Raises:
         UserError: Stable Diffusion 2 files do not say what they predict, and nobody else did.
     """
-    own = {name.removeprefix(UNET): t for name, t in weights.items() if name.startswith(UNET)}
-    config = unet_config_of(own, where=where)
+    config = unet_config_of(_own(weights, UNET, where=where), where=where)
     is_upscaler = config["num_class_embeds"] is not None
     is_second = config["use_linear_projection"] and not is_upscaler
     if predicts is None and is_second:
@@ -167,6 +174,11 @@ def schedule_of(
             "epsilon (512 px) or v_prediction (768 px); set predicts= to one of them."
         )
     betas = weights.get("betas")
+    if betas is not None and (betas.ndim != 1 or len(betas) > MOST_TIMESTEPS):
+        raise UserError(
+            f"{where}: 'betas' has shape {tuple(betas.shape)}, expected one value for each of at "
+            f"most {MOST_TIMESTEPS} noise levels; get the file again."
+        )
     return NoiseSchedule(
         {
             "num_train_timesteps": 1000 if betas is None else len(betas),
@@ -178,26 +190,66 @@ def schedule_of(
             "timestep_spacing": "leading",
             "steps_offset": 1,
             "set_alpha_to_one": False,
-        }
+        },
+        where=f"The noise schedule of {where}",
     )
 
 
-def _filled(kind: Any, config: dict[str, Any], tensors: dict[str, Tensor], *, where: str) -> Any:
-    """A module of this kind that holds `tensors`, in float32; never initialised at random."""
-    with torch.device("meta"):
-        module = kind(**config)
-    fill(module, tensors, where=where)
+def _filled(  # noqa: PLR0913 - two call sites
+    kind: Any,
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    convert: Callable[[dict[str, Tensor], dict[str, Any]], dict[str, Tensor]],
+    *,
+    where: str,
+) -> Any:
+    """A module of this kind that holds `tensors`, in float32; never initialised at random.
+
+    Raises:
+        UserError: they do not fit, or are not laid out as the kind's are.
+    """
+    check_described(config, where=where)
+    module = on_meta(kind, config, where=where)
+    try:
+        converted = convert(tensors, config)
+    except Exception as error:  # what diffusers raises depends on which tensor is missing
+        raise UserError(
+            f"{where} is not laid out as an {kind.__name__} of CompVis and Stability is "
+            f"({type(error).__name__}: {reason_of(error)}); get the file again."
+        ) from error
+    fill(module, converted, where=where)
     return module.eval().requires_grad_(False)
 
 
-def _levels(own: Mapping[str, Tensor]) -> list[tuple[int, int, str | None]]:
+def _own(weights: Mapping[str, Tensor], prefix: str, *, where: str) -> dict[str, Tensor]:
+    """The tensors of one part, without its prefix."""
+    own = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
+    if len(own) > MOST_TENSORS:
+        raise UserError(
+            f"{where} holds {len(own)} tensors of {prefix!r}, expected at most {MOST_TENSORS}; get "
+            "the file again."
+        )
+    return own
+
+
+def _side(own: Mapping[str, Tensor], name: str, place: int, *, where: str) -> int:
+    """How long one side of a tensor is."""
+    if name not in own:
+        raise UserError(f"{where} lacks {name!r}, which shows its shape; get the file again.")
+    shape = tuple(own[name].shape)
+    if len(shape) <= place or 0 in shape:
+        raise UserError(f"{where}: {name!r} has shape {shape}, of no weight; get the file again.")
+    return shape[place]
+
+
+def _levels(own: Mapping[str, Tensor], where: str) -> list[tuple[int, int, str | None]]:
     """Per resolution: width, ResBlocks, and the first block with attention, if any."""
-    last = max((i for i, *_ in _numbers(own, r"input_blocks\.(\d+)\..+")), default=0)
+    last = max((i for i, *_ in _numbers(own, rf"input_blocks\.{_NUMBER}\..+")), default=0)
     levels: list[tuple[int, int, str | None]] = []
     starts_level = True
     for i in range(1, last + 1):
-        weight = own.get(f"input_blocks.{i}.0.out_layers.3.weight")
-        if weight is None:  # a downsampler
+        weight = f"input_blocks.{i}.0.out_layers.3.weight"
+        if weight not in own:  # a downsampler
             starts_level = True
             continue
         if starts_level:
@@ -205,13 +257,16 @@ def _levels(own: Mapping[str, Tensor]) -> list[tuple[int, int, str | None]]:
         width, count, block = levels[-1]
         name = f"input_blocks.{i}.1"
         has_attention = f"{name}.proj_in.weight" in own
-        levels[-1] = (weight.shape[0], count + 1, block or (name if has_attention else None))
+        width = _side(own, weight, 0, where=where)
+        levels[-1] = (width, count + 1, block or (name if has_attention else None))
         starts_level = False
     return levels
 
 
-def _reads_text_alone(own: Mapping[str, Tensor], block: str, width: int, text: int) -> bool:
-    keys = own[f"{block}.transformer_blocks.0.attn1.to_k.weight"].shape[1]
+def _reads_text_alone(
+    own: Mapping[str, Tensor], block: str, width: int, text: int, *, where: str
+) -> bool:
+    keys = _side(own, f"{block}.transformer_blocks.0.attn1.to_k.weight", 1, where=where)
     return keys == text and text != width
 
 

@@ -7,6 +7,7 @@ DreamBooth fine-tune is another backbone under the same file.
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +21,7 @@ from videoldm_core.models.temporal import (
     zeroed,
 )
 from videoldm_core.models.weights import check_keys, read_tensors
-from videoldm_core.records import Record
+from videoldm_core.records import Record, load_record
 
 CONTEXT_WIDTH = 32
 LEVEL_WIDTH = 32  # of the sinusoid that tells the noise on the given frames
@@ -29,15 +30,16 @@ LEVEL_WIDTH = 32  # of the sinusoid that tells the noise on the given frames
 class TemporalConfig(Record):
     """What phi is made of beyond the shape of the image model it stands in."""
 
-    frames_in_alpha: int | None = (
-        None  # one alpha per frame of clips this long (driving); None: scalar
-    )
+    # One alpha per frame of clips this long (driving); None: scalar.
+    frames_in_alpha: int | None = Field(default=None, ge=1, le=10_000)
     text: bool = True  # cross-attention to the text in the temporal transformers
-    context_channels: int = 0  # channels of c_S = (m * z, m); 0: not given any context (§3.2)
+    # Channels of c_S = (m * z, m); 0: not given any context (§3.2).
+    context_channels: int = Field(default=0, ge=0, le=1000)
     # How many frames a direct path from c_S to the output reaches; 0: there is none (the paper).
     # Deviation: a model that is small and briefly trained copies what it is given from the start.
-    context_reach: int = 0
-    labels: int = 0  # values of the label the temporal layers see (interpolator: 2 passes); 0: none
+    context_reach: int = Field(default=0, ge=0, le=1000)
+    # Values of the label the temporal layers see (interpolator: 2 passes); 0: none.
+    labels: int = Field(default=0, ge=0, le=1000)
     told_context_noise: bool = False  # of what level the noise on the given frames is (§3.3)
 
 
@@ -188,11 +190,15 @@ class TemporalLayers(nn.Module):
 
 
 def load_temporal_config(folder: Path) -> TemporalConfig:
-    """Reads the temporal.json of a saved phi."""
+    """Reads the temporal.json of a saved phi.
+
+    Raises:
+        UserError: there is none, or it does not describe one.
+    """
     path = folder / "temporal.json"
     if not path.is_file():
         raise UserError(f"No temporal layers in {str(folder)!r}; expected a temporal.json there.")
-    return TemporalConfig.model_validate_json(path.read_text())
+    return load_record(TemporalConfig, path, what="description of temporal layers")
 
 
 def count_parameters(module: nn.Module) -> int:

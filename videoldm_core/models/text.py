@@ -6,7 +6,6 @@ open_clip is imported when a tower is made, never before: training reads stored 
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Self
@@ -19,9 +18,11 @@ from torch import Tensor, nn
 from videoldm_core.errors import UserError, reason_of
 from videoldm_core.files import write_bytes_atomically, write_text_atomically
 from videoldm_core.models.weights import check_keys, read_checkpoint
+from videoldm_core.plain_json import read_json
 from videoldm_core.records import Record, parse_record
 
 CLIP_VOCABULARY = 49408  # OpenCLIP's byte-pair vocabulary, with its start and end tokens
+MOST_WIDTH = 16_384
 _END_OF_TEXT = CLIP_VOCABULARY - 1
 Activation = Literal["gelu", "quick_gelu"]
 Output = Literal["last", "penultimate"]
@@ -32,12 +33,13 @@ TEXT_KEYS = ("token_embedding.", "positional_embedding", "transformer.", "ln_fin
 class TextConfig(Record):
     """The shape of a text tower and which of its states are the conditioning."""
 
-    context_length: int = Field(default=77, ge=2)  # tokens per caption; longer captions are cut
-    width: int = Field(default=768, ge=1)  # the embedding dimension d
-    heads: int = Field(default=12, ge=1)
-    layers: int = Field(default=12, ge=1)
+    # Tokens per caption; longer captions are cut.
+    context_length: int = Field(default=77, ge=2, le=1024)
+    width: int = Field(default=768, ge=1, le=MOST_WIDTH)  # the embedding dimension d
+    heads: int = Field(default=12, ge=1, le=MOST_WIDTH)
+    layers: int = Field(default=12, ge=1, le=200)
     output: Output = "last"  # layer; SD 2.x reads the penultimate
-    vocab_size: int = Field(default=CLIP_VOCABULARY, ge=CLIP_VOCABULARY)
+    vocab_size: int = Field(default=CLIP_VOCABULARY, ge=CLIP_VOCABULARY, le=1_000_000)
     seed: int = 0  # of random weights; loaded weights ignore it
     activation: Activation = "gelu"  # OpenAI's own weights need quick_gelu
     padding: Padding = "zero"  # SD 1.x pads with the end token
@@ -79,6 +81,20 @@ class TextTower(nn.Module):
             return cls(config)
 
     @classmethod
+    def of_weights(cls, config: TextConfig, weights: Mapping[str, Tensor], *, where: str) -> Self:
+        """A tower that holds `weights`, in float32; built once it is known that they fit.
+
+        Raises:
+            UserError: names the first key that is missing, unknown or of another shape or type.
+        """
+        with torch.device("meta"):
+            shapes = dict(cls(config)._weights())
+        check_keys(shapes, weights, where=where)
+        tower = cls.build(config)
+        tower.transformer.load_state_dict({name: t.float() for name, t in weights.items()})
+        return tower
+
+    @classmethod
     def load(cls, folder: Path) -> Self:
         """The tower that `save` wrote into `folder`.
 
@@ -87,15 +103,15 @@ class TextTower(nn.Module):
         """
         path = folder / "config.json"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
         except (OSError, ValueError) as error:
             raise _unreadable(
                 path, error, "a text tower folder holds config.json and model.safetensors"
             ) from error
-        tower = cls.build(parse_record(TextConfig, values, where=f"text tower {str(path)!r}"))
+        config = parse_record(TextConfig, values, where=f"text tower {str(path)!r}")
         weights = folder / "model.safetensors"
-        tower.take(read_text_weights(weights), where=f"Text weights {str(weights)!r}")
-        return tower
+        where = f"Text weights {str(weights)!r}"
+        return cls.of_weights(config, read_text_weights(weights), where=where)
 
     def save(self, folder: Path) -> None:
         """Writes model.safetensors, then config.json; `load` reads them back to the bit."""
@@ -155,15 +171,6 @@ class TextTower(nn.Module):
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         yield from sorted(self.transformer.state_dict().items())
-
-    def take(self, weights: Mapping[str, Tensor], *, where: str) -> None:
-        """Copies `weights` in, in float32.
-
-        Raises:
-            UserError: names the first key that is missing, unknown or of another shape or type.
-        """
-        check_keys(dict(self._weights()), weights, where=where)
-        self.transformer.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
 
 
 def read_text_weights(path: Path) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from videoldm_core.errors import UserError, reason_of
 from videoldm_core.models.pickles import load_pickled, unreadable
 
+# How often a pickle may give out the same numbers under other names, as tied weights are.
+MOST_SHARING = 4
 # Layers whose weights autocast rounds to bfloat16 at every use. Norms are not among them: they
 # compute in float32, and some refuse weights of another type than their input.
 ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -28,9 +30,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         )
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"{str(path)!r} is not a whole safetensors file ({error}); copy or make it again."
+            f"{str(path)!r} is not a whole safetensors file ({reason_of(error)}); copy or make it "
+            "again."
         ) from None
 
 
@@ -54,11 +57,21 @@ def read_checkpoint(
         content = content.get("state_dict", content)
     if not isinstance(content, dict):
         raise unreadable(path, f"it holds a {type(content).__name__} in place of named tensors")
-    return {
+    found = {
         name: tensor
         for name, tensor in content.items()
         if isinstance(name, str) and isinstance(tensor, Tensor) and wanted(name)
     }
+    _check_held(found, path)
+    return found
+
+
+def _check_held(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses tensors that are larger than the file: a pickle may repeat one number for ever."""
+    claimed = sum(tensor.nbytes for tensor in tensors.values())
+    held = MOST_SHARING * path.stat().st_size
+    if claimed > held:
+        raise unreadable(path, f"its tensors would take {claimed} bytes, more than the file holds")
 
 
 def _read_safetensors(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from videoldm_core.conditioning import AnyGiven, FirstFrames, KeyFrames, LowReso
 from videoldm_core.diffusion import NoiseSchedule
 from videoldm_core.errors import UserError
 from videoldm_core.models.condition_tokens import load_vocabulary
+from videoldm_core.models.folders import CONFIG, on_meta, read_config
 from videoldm_core.models.image import load_unet, load_vae, shrinking
 from videoldm_core.models.single_file import Predicts
 from videoldm_core.models.stable_diffusion import ImageModel
@@ -189,9 +190,8 @@ def check_personal(personal: ImageModel, replaced: Path, predicts: str) -> None:
     Raises:
         UserError: names the first weight of another shape, or what it predicts.
     """
-    config = UNet2DConditionModel.load_config(replaced, local_files_only=True)
-    with torch.device("meta"):
-        expected = UNet2DConditionModel.from_config(config).state_dict()
+    kind, config = read_config(replaced, UNet2DConditionModel)
+    expected = on_meta(kind, config, where=repr(str(replaced / CONFIG))).state_dict()
     found = personal.unet.state_dict()
     for name in sorted(expected.keys() | found.keys()):
         shapes = [tuple(t[name].shape) if name in t else "none" for t in (found, expected)]
