@@ -1,10 +1,10 @@
-"""report.html: one self-contained page: what was made from what, at what cost, how well.
+"""report.html: one page of bounded size: what was made from what, at what cost, how well.
 
-Reads what the run left on disk; knows neither Prefect nor MLflow.
+Needs no other file; a video that is too large to lie in it is linked, and shown in small. Reads
+what the run left on disk; knows neither Prefect nor MLflow.
 """
 
 import base64
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +16,16 @@ from flows.dag import Ledger, Receipt, Step
 from flows.launch.journal import JournalReader
 from flows.summary import beaten_texts, measured, worth_rows
 from flows.terminal import duration
+from flows.video_preview import preview_of
+from videoldm_core.errors import UserError, reason_of
 from videoldm_core.files import write_text_atomically
+from videoldm_core.plain_json import read_json
+from videoldm_core.records import path_inside
 
 if TYPE_CHECKING:
     from videoldm_core.cascade import Preset
 
 TEMPLATES = Path(__file__).parent / "templates"
-STRIP_FRAMES = 8
-STRIP_HEIGHT_PX = 120
 
 
 def write_report(run: RunConfig, table: "Preset", steps: Sequence[Step]) -> Path:
@@ -61,8 +63,7 @@ def _content(run: RunConfig, table: "Preset", steps: Sequence[Step]) -> dict[str
         "remarks": {name: _remark(run.stage_folder(name)) for name in names},
         "losses": {name: _curves(run.stage_folder(name)) for name in names},
         "previews": {name: _previews(run.stage_folder(name)) for name in names},
-        "video": _data_uri(run.sampled_video, "video/mp4"),
-        "strip": _strip(run.sampled_video),
+        "video": _video(run.sampled_video),
         "lineage": _lineage(run, names),
         "release": _json(run.out / "release.json"),
         "config": json.dumps(run.model_dump(mode="json"), indent=2),
@@ -150,12 +151,20 @@ def _previews(folder: Path) -> list[dict[str, str]]:
     """The latest picture of every name in the stage's journal."""
     latest: dict[str, dict[str, str]] = {}
     for line in JournalReader(folder / "journal.jsonl").new_lines():
-        if "image" in line and (folder / line["image"]).is_file():
+        if _is_picture(folder, line.get("image")):
             name = str(line.get("name", line["image"]))
             caption = f"{name}, step {line['step']}" if "step" in line else name
             picture = _data_uri(folder / line["image"], "image/png")
             latest[name] = {"caption": caption, "uri": picture}
     return list(latest.values())
+
+
+def _is_picture(folder: Path, name: object) -> bool:
+    """Whether a journal names a file of its own stage."""
+    try:
+        return isinstance(name, str) and (folder / path_inside(name)).is_file()
+    except ValueError:
+        return False
 
 
 def _lineage(run: RunConfig, names: list[str]) -> list[dict[str, Any]]:
@@ -169,28 +178,30 @@ def _lineage(run: RunConfig, names: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _strip(video: Path) -> list[str]:
-    """A few frames of a video, evenly spaced, as data URIs."""
-    if not video.is_file():
-        return []
-    import av
-
-    with av.open(str(video)) as container:
-        frames = [frame.to_image() for frame in container.decode(video=0)]
-    count = min(STRIP_FRAMES, len(frames))
-    places = [round(i * (len(frames) - 1) / max(1, count - 1)) for i in range(count)]
-    strip = []
-    for place in places:
-        image = frames[place]
-        image.thumbnail((10 * STRIP_HEIGHT_PX, STRIP_HEIGHT_PX))
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        strip.append(_uri(buffer.getvalue(), "image/png"))
-    return strip
+def _video(path: Path) -> dict[str, Any] | None:
+    """What the page shows of the sampled video; None: there is none."""
+    preview = preview_of(path)
+    return preview and {
+        "film": _uri(preview.film, "video/mp4") if preview.film else "",
+        "stills": [_uri(still, "image/png") for still in preview.stills],
+        "preview": preview,
+        "link": path.name,  # it lies beside the page
+    }
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None
+    """What a JSON file of the run holds; None: it is not there yet.
+
+    Raises:
+        UserError: it was damaged.
+    """
+    try:
+        return read_json(path) if path.is_file() else None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"Cannot read {str(path)!r} ({reason_of(error)}); delete it and run the same command "
+            "again."
+        ) from None
 
 
 def _data_uri(path: Path, kind: str) -> str:

@@ -1,7 +1,12 @@
 """The report is one file that needs nothing else, and tells what happened."""
 
+import base64
+import io
 import json
+import os
 import re
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +20,9 @@ from flows import charts
 from flows.config import RunConfig
 from flows.dag import Ledger, Made, Step, in_order
 from flows.report import write_report
+from videoldm_core.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[2]
 TABLE = SimpleNamespace(
     stages=[
         SimpleNamespace(name=name, model_dump=lambda mode, name=name: {"name": name})
@@ -24,12 +31,15 @@ TABLE = SimpleNamespace(
 )
 
 
-def write_video(path: Path, frames: int = 12) -> None:
+def write_video(path: Path, frames: int = 12, size: tuple[int, int] = (64, 48)) -> None:
+    """Frame i is grey of level 20 i, and of 240 from the twelfth on; 8 frames a second."""
+    width, height = size
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(8))
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"preset": "ultrafast"}
         for index in range(frames):
-            frame = np.full((48, 64, 3), 20 * index, np.uint8)
+            frame = np.full((height, width, 3), 20 * min(index, 12), np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
         container.mux(stream.encode(None))
 
@@ -88,6 +98,86 @@ def test_the_page_needs_no_other_file(page):
     assert all(source.startswith("data:") for source in sources)
     assert "http" not in re.sub(r"data:[^\"]*", "", page)
     assert "@import" not in page
+
+
+REPORT = """
+import resource, sys
+from pathlib import Path
+from tests.flows.test_report import report_of
+from flows import video_preview
+import av, jinja2, PIL.Image
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+before = peak()
+report_of(Path(sys.argv[1]))
+print(peak() - before)
+"""
+
+
+def report_of(out: Path) -> Path:
+    step = Step(name="image", title="train image", make=lambda a: None)
+    return write_report(RunConfig(preset="tiny", name="demo", out=out), TABLE, [step])
+
+
+def test_a_video_larger_than_the_page_is_linked_and_shown_in_small(tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.video_preview.FILM_BYTES", 8_000)
+    write_video(tmp_path / "video.mp4", frames=2000, size=(192, 96))
+    assert (tmp_path / "video.mp4").stat().st_size > 8_000
+    page = report_of(tmp_path).read_text()
+    assert re.findall(r'href="([^"]*)"', page) == ["video.mp4"]
+    assert "2000 frames of 192x96, 250.0 s" in page
+    assert page.count('alt="frame"') == 8
+    film = base64.b64decode(re.findall(r"data:video/mp4;base64,([^\"]*)", page)[0])
+    assert len(film) <= 8_000
+    with av.open(io.BytesIO(film)) as container:
+        shown = [frame.to_ndarray(format="gray").mean() for frame in container.decode(video=0)]
+    assert len(shown) == 80  # its first ten seconds
+    assert shown[0] == pytest.approx(0, abs=20)
+    assert shown[6] == pytest.approx(120, abs=20)
+
+
+def test_of_a_video_whose_beginning_is_too_large_there_are_stills_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.video_preview.FILM_BYTES", 100)
+    write_video(tmp_path / "video.mp4")
+    page = report_of(tmp_path).read_text()
+    assert "data:video" not in page
+    assert 'href="video.mp4"' in page
+    assert page.count('alt="frame"') == 8
+
+
+def test_the_memory_of_a_report_does_not_grow_with_its_video(tmp_path):
+    write_video(tmp_path / "video.mp4", frames=900, size=(1024, 512))  # 1.4 GB of frames
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", REPORT, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 250  # MiB
+
+
+def test_a_damaged_video_costs_the_page_its_video_alone(tmp_path):
+    (tmp_path / "video.mp4").write_bytes(b"not a video")
+    page = report_of(tmp_path).read_text()
+    assert "The video cannot be shown: " in page
+    assert 'href="video.mp4"' in page
+
+
+def test_a_picture_outside_its_stage_is_not_put_into_the_page(tmp_path):
+    run = RunConfig(preset="tiny", name="demo", out=tmp_path)
+    publish_stage(run.stage_folder("image"), "image", passed=True, parents={})
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"secret")
+    journal = run.stage_folder("image") / "journal.jsonl"
+    for image in ("../../secret.png", str(secret), 3, None):
+        line = {"time": 9.0, "step": 3, "image": image, "name": f"{image}"}
+        journal.write_text(journal.read_text() + json.dumps(line) + "\n")
+    page = report_of(tmp_path).read_text()
+    assert base64.b64encode(b"secret").decode() not in page
+    assert "samples" in page
+
+
+def test_a_damaged_record_of_the_run_is_a_sentence(tmp_path):
+    (tmp_path / "release.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"Cannot read '.*release\.json' .*levels deep"):
+        report_of(tmp_path)
 
 
 def test_the_page_tells_worth_cost_and_lineage(page):
