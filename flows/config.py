@@ -15,6 +15,7 @@ import yaml
 from pydantic import BeforeValidator, Field, PositiveInt
 
 from flows.paths import user_path
+from flows.request_limits import limits_of
 from flows.table import merged, table_of
 from preprocessing.decoding_limits import MOST_CPU_HOURS
 from videoldm_core.annotations import GivenBox
@@ -85,6 +86,7 @@ class RunConfig(Record):
     pixel_text: dict[str, Any] = {}  # in place of the preset's text of pixel shards
     stages: dict[str, dict[str, Any]] = {}  # stage name -> changed fields of its row
     sample: SampleConfig = SampleConfig()
+    serving: dict[str, Any] = {}  # changed fields of the release's RequestLimits
     # Money, for the report.
     price_per_process_hour: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
@@ -117,6 +119,7 @@ def load_run(runfile: str, overrides: list[str] | None = None) -> RunConfig:
     _check_is_text(run)
     table = table_of(run)
     _check_sample(run, table)
+    limits_of(run, table)
     _check_tracking(run.tracking_uri)
     if run.videos is not None:
         _check_videos(run.videos, run.out)

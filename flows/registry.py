@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from pydantic import NonNegativeInt
+
+from flows.request_limits import RequestLimits
 from videoldm_core.errors import UserError
 from videoldm_core.files import sha256_of_file
 from videoldm_core.machine import Precision
-from videoldm_core.records import Record
+from videoldm_core.records import Digest, PlainName, Record, load_record
 
 CANDIDATE = "candidate"
 DATA = Path("data/release")  # of a release's version: what flows/released.py is given
@@ -41,9 +44,9 @@ class StageModel(Record):
 class Pin(Record):
     """One stage of a release."""
 
-    model: str
-    version: int | None  # None while the tracking server has not answered
-    digest: str
+    model: PlainName
+    version: NonNegativeInt | None  # None while the tracking server has not answered
+    digest: Digest  # of stage.json
     folder: Path
 
 
@@ -58,6 +61,7 @@ class Defaults(Record):
     seed: int
     precision: Precision
     sampling: dict[str, Any]  # every field, so that other defaults of the code change nothing
+    limits: RequestLimits = RequestLimits()  # of what one request to it may ask for
 
     def content(self) -> str:
         """What request.json holds."""
@@ -71,11 +75,11 @@ class Defaults(Record):
 class PinnedRelease(Record):
     """One version of every stage, made to be sampled together, and how."""
 
-    name: str
-    version: int | None = None
-    stages: dict[str, Pin]
-    request: str  # digest of request.json: how it samples what a request leaves open
-    text_tower: str  # digest of the folder
+    name: PlainName
+    version: NonNegativeInt | None = None
+    stages: dict[PlainName, Pin]
+    request: Digest  # of request.json: how it samples what a request leaves open
+    text_tower: Digest  # of the folder
 
     def digest(self) -> str:
         """The same for the same versions of the same stages, sampled in the same way."""
@@ -153,7 +157,7 @@ def registered_release(client: Any, run_name: str, version: int | str = CANDIDAT
         ) from error
     uri = f"{found.source}/{DATA}/{RELEASE}"
     path = download_artifacts(uri, tracking_uri=client.tracking_uri)
-    release = PinnedRelease.model_validate_json(Path(path).read_text())
+    release = load_record(PinnedRelease, Path(path), what="release")
     return release.model_copy(update={"version": int(found.version)})
 
 

@@ -7,6 +7,7 @@ from flows.config import RunConfig, sampling_of
 from flows.dag import Attempt, Made, Step, in_order
 from flows.launch import Command
 from flows.registry import Defaults, PinnedRelease, register_release
+from flows.request_limits import limits_of
 from flows.stages import Foreman
 from flows.summary import beaten_texts, measured, worth_rows
 from flows.tracking import CASCADE
@@ -130,6 +131,7 @@ def defaults_of(run: RunConfig, table: "Preset") -> Defaults:
         seed=sample.seed,
         precision=run.precision,
         sampling=sampling_of(run).model_dump(mode="json"),
+        limits=limits_of(run, table),
     )
 
 

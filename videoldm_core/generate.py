@@ -96,9 +96,14 @@ def load_models(request: Request) -> Models:
     )
 
 
-def make(request: Request, models: Models) -> None:
+def make(
+    request: Request, models: Models, *, keep_going: Callable[[], None] = lambda: None
+) -> None:
     """`generate` with models that are loaded: those of `request`, maybe for another one of the
     same precision.
+
+    Args:
+        keep_going: is called between denoising steps; what it raises ends the making.
 
     Raises:
         UserError: the request asks for what the models cannot do, or the disk cannot be written to.
@@ -116,8 +121,12 @@ def make(request: Request, models: Models) -> None:
         journal().write(what=what, done=done, total=total)
 
     def drawing(future: int) -> Drawing:
-        numbered = replace(prompt, future=future)
-        return Drawing(numbered, request.sampling, precision=request.precision)
+        return Drawing(
+            replace(prompt, future=future),
+            request.sampling,
+            precision=request.precision,
+            keep_going=keep_going,
+        )
 
     videos = {
         out: frames_of(

@@ -74,6 +74,7 @@ class Frames:
 
     def _piece(self, number: int) -> Tensor:
         if number not in self._computed:
+            self.drawing.keep_going()
             piece = self._cut.piece(number)
             latents = self.latents.read(piece.low, piece.high)
             shown = f"frames {piece.low + 1} to {piece.high}"

@@ -69,12 +69,19 @@ class Drawing:
 
     Args:
         precision: bf16: networks run under autocast; clips and noise stay float32.
+        keep_going: is called before every step of every clip; raises where it is to end.
     """
 
     def __init__(
-        self, prompt: Prompt, config: SamplingConfig, *, precision: Precision = "fp32"
+        self,
+        prompt: Prompt,
+        config: SamplingConfig,
+        *,
+        precision: Precision = "fp32",
+        keep_going: Callable[[], None] = lambda: None,
     ) -> None:
         self.prompt, self.config, self.precision = prompt, config, precision
+        self.keep_going = keep_going
         self.device = prompt.texts.prompt.device
 
     def rng(self, purpose: str, numbers: Iterable[int], *, is_shared: bool = False) -> SampleRng:
@@ -155,6 +162,7 @@ class Drawing:
                 )
 
         def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            self.keep_going()
             if grid is None:
                 return whole(noisy, timesteps, given)
             return by_tiles(lambda *tile: whole(tile[0], timesteps, tile[1]), noisy, given, grid)

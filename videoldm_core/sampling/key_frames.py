@@ -68,11 +68,11 @@ class KeyFrameCalls:
 
     def _some(self, call: int, low: int, high: int) -> Tensor:
         path, begin = self._path(call), self._begin(call)
-        if not path.exists():
-            # Every call needs the one before; asked for in order, this goes one call back.
-            for one in range(call + 1):
-                if not self._path(one).exists():
-                    self._make(one)
+        first = call + 1  # of the calls that are to be made: each needs the one before
+        while first and not self._path(first - 1).exists():
+            first -= 1
+        for one in range(first, call + 1):
+            self._make(one)
         with safe_open(path, framework="pt") as file:
             kept = file.get_slice("frames")
             return kept[max(0, low - begin) : high - begin].to(self.drawing.device)

@@ -69,9 +69,15 @@ class Cut:
 
     def showing(self, low: int, high: int) -> range:
         """Numbers of the pieces that count anywhere in [low, high)."""
-        begun = [self._fade(number) < high for number in range(1, self.count)]
-        ended = [self._fade(number) + self.blend <= low for number in range(1, self.count)]
-        return range(sum(ended), 1 + sum(begun))
+        ended = self._fades_before(low - self.blend + 1)
+        return range(ended, 1 + self._fades_before(high))
+
+    def _fades_before(self, place: int) -> int:
+        """How many of the fades into pieces 1, 2, ... begin before `place`: they are evenly
+        spaced, so that none need be looked at.
+        """
+        begun = -(-(place - self._fade(0)) // self.core) - 1
+        return min(max(0, begun), self.count - 1)
 
     def _fade(self, number: int) -> int:
         """Where the fade into piece `number` begins: about the middle of the overlap."""
