@@ -9,18 +9,18 @@ anything runs.
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BeforeValidator, Field, PositiveInt
 
+from flows.addresses import check_addresses, check_local_tracking, sqlite_address
 from flows.paths import user_path
 from flows.request_limits import limits_of
 from flows.table import merged, table_of
 from preprocessing.decoding_limits import MOST_CPU_HOURS
 from videoldm_core.annotations import GivenBox
 from videoldm_core.errors import UserError
-from videoldm_core.files import unreadable, write_text_atomically
+from videoldm_core.files import PRIVATE, unreadable, write_text_atomically
 from videoldm_core.machine import Precision, ZeroStage
 from videoldm_core.records import Record, nearest, parse_record
 
@@ -117,10 +117,11 @@ def load_run(runfile: str, overrides: list[str] | None = None) -> RunConfig:
         _apply(override, values)
     run = parse_record(RunConfig, values, where=f"the run file {path.name}")
     _check_is_text(run)
+    check_addresses(run.model_dump(mode="json", exclude={"sample": {"prompt"}}))
+    check_local_tracking(run.out, run.tracking_uri)
     table = table_of(run)
     _check_sample(run, table)
     limits_of(run, table)
-    _check_tracking(run.tracking_uri)
     if run.videos is not None:
         _check_videos(run.videos, run.out)
     sample = run.sample
@@ -166,33 +167,14 @@ def sampling_of(run: RunConfig) -> "SamplingConfig":
 
 def tracking_uri(run: RunConfig) -> str:
     """Where MLflow keeps this run."""
-    return run.tracking_uri or f"sqlite:///{run.out / 'mlflow.db'}"
+    return run.tracking_uri or sqlite_address(run.out / "mlflow.db")
 
 
 def store_run(run: RunConfig) -> Path:
     """Writes the resolved config beside the results."""
     path = run.out / "run.json"
-    write_text_atomically(path, run.model_dump_json(indent=2) + "\n")
+    write_text_atomically(path, run.model_dump_json(indent=2) + "\n", mode=PRIVATE)
     return path
-
-
-def _check_tracking(uri: str | None) -> None:
-    """Refuses what must not be stored: the address is kept with the run, in reports and in MLflow.
-
-    Raises:
-        UserError: never repeats the address.
-    """
-    try:
-        address = urlsplit(uri or "")
-        has_secret = address.username is not None or address.password is not None
-    except ValueError:
-        has_secret = False  # no address at all: MLflow says so
-    if has_secret:
-        raise UserError(
-            "tracking_uri holds a user name or password, which would be stored with the run; give "
-            "the address alone, and them as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
-            "(of a database, as its driver reads them: PGPASSWORD)."
-        )
 
 
 def _check_is_text(run: RunConfig) -> None:
@@ -266,7 +248,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        reason = _yaml_reason(error)
         raise UserError(f"Cannot read the run file {str(path)!r} as YAML: {reason}.") from error
     if not isinstance(values, dict):
         raise UserError(
@@ -274,6 +256,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             "expected 'key: value' lines."
         )
     return values
+
+
+def _yaml_reason(error: Exception) -> str:
+    """What is wrong and where, without the line itself: it is shown cut, and may hold a secret."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    return f"{getattr(error, 'problem', 'it ends')}, line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _apply(override: str, values: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flows.launch.journal import JournalReader, Line
 
 if TYPE_CHECKING:
-    from flows.tracking import Telling
+    from flows.tellings import Telling
 
 BATCH = 900  # metrics in one request; MLflow takes 1000
 PARAMS = 100  # parameters in one request, likewise

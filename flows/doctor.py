@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 from rich.console import Console
 
 from flows.accelerators import accelerators
+from flows.addresses import check_environment
 from flows.config import RunConfig, tracking_uri
 from flows.prefect_api import check_server
 from flows.proxies import servers_of, settle_proxies
@@ -179,6 +180,10 @@ def _servers(run: RunConfig) -> Iterator[Finding]:
         settle_proxies(servers_of(run, table_of(run)))
     except UserError as error:
         yield Finding("bad", "servers", str(error))
+    try:
+        check_environment()
+    except UserError as error:
+        yield Finding("bad", "addresses", str(error))
         return
     uri = tracking_uri(run)
     if uri.startswith(("http://", "https://")):

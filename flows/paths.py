@@ -14,6 +14,8 @@ def user_path(value: Any) -> Any:
         return value
     if not value:
         raise ValueError("an empty path; expected a file or folder, or leave the key out")
+    if "://" in value:
+        raise ValueError("an address; expected a file or folder of this machine")
     if "\0" in value:
         raise ValueError("a path with a zero byte; expected one without")
     try:

@@ -15,7 +15,7 @@ from flows.launch import Command, Launcher
 from flows.pretrained import brought_model, run_with_texts
 from flows.table import table_of
 from videoldm_core.command import run_command
-from videoldm_core.files import files_below, write_text_atomically
+from videoldm_core.files import PRIVATE, files_below, write_text_atomically
 from videoldm_core.machine import usable_cores
 from videoldm_core.records import Record
 from videoldm_core.training.journal import Journal
@@ -45,7 +45,7 @@ def launch_step(step: str, attempt: Attempt, *, run: RunConfig, launcher: Launch
         answer=folder / f"{step}.made.json",
     )
     path = folder / f"{step}.request.json"
-    write_text_atomically(path, request.model_dump_json(indent=2) + "\n")
+    write_text_atomically(path, request.model_dump_json(indent=2) + "\n", mode=PRIVATE)
     request.journal.unlink(missing_ok=True)
     command = Command(
         module="flows.prepare",
@@ -172,6 +172,7 @@ class Preparation:
             out=out,
             video=self.table.video,
             text=TextTower.load(text_tower),
+            digests=out / "digests.json",
             cpu_hours=self.run.decode_cpu_hours,
             progress=self._progress,
         )

@@ -1,25 +1,26 @@
 """Trained stages as versions of registered models, and releases that pin one version of each.
 
 Versions are told apart by the digest of the stage's `stage.json`, so registering again changes
-nothing. What a version points at is kept beside MLflow's artifacts and never rewritten. Uses
-aliases and tags, not MLflow's deprecated stages. A release is an MLflow model: flows/released.py
-loads it.
+nothing. What a version points at is kept beside MLflow's artifacts and never rewritten. A version
+says where that is for good: one whose files are not there any more (somebody moved or deleted them)
+counts for nothing, and is registered anew. Uses aliases and tags, not MLflow's deprecated stages. A
+release is an MLflow model: flows/released.py loads it.
 """
 
 import hashlib
-import os
-import shutil
 import tempfile
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 from pydantic import NonNegativeInt
 
+from flows.addresses import path_of
+from flows.kept import Kept
 from flows.request_limits import RequestLimits
 from videoldm_core.errors import UserError
-from videoldm_core.files import sha256_of_file
+from videoldm_core.files import files_below
 from videoldm_core.machine import Precision
 from videoldm_core.records import Digest, PlainName, Record, load_record
 
@@ -97,16 +98,14 @@ def model_name(run_name: str, stage: str) -> str:
 
 def register_stage(client: Any, run_name: str, model: StageModel) -> int:
     """The version of a published stage; made when there is none with its digest."""
-    name = model_name(run_name, model.stage)
-    known = find_version(client, name, model.digest)
+    name, kept = model_name(run_name, model.stage), Kept(client, model.run_id)
+    files = {path: model.folder / path for path in model.files}
+    known = _version_at(client, name, model.digest, lambda uri: kept.has(uri, files))
     if known is not None:
         return known
-    target = f"model-{model.digest[:12]}"
-    files = {path: model.folder / path for path in model.files}
-    source = _keep(client, model.run_id, target, files)
-    return _create_version(
-        client, name, source, run_id=model.run_id, tags={**model.tags, "digest": model.digest}
-    )
+    source = kept.put(f"model-{model.digest[:12]}", files)
+    tags = {**model.tags, "digest": model.digest}
+    return _version_of(client, name, source, run_id=model.run_id, tags=tags)
 
 
 def register_release(
@@ -118,21 +117,29 @@ def register_release(
         defaults: those whose digest the release has.
         text_tower: the folder whose digest the release has.
     """
-    name = model_name(release.name, "release")
-    version = find_version(client, name, release.digest())
-    if version is None:
-        with tempfile.TemporaryDirectory() as folder:
-            files = _written(release, defaults, Path(folder))
-            for path in sorted(path for path in text_tower.rglob("*") if path.is_file()):
-                files[DATA / TEXT_TOWER / path.relative_to(text_tower)] = path
-            source = _keep(client, run_id, f"release-{release.digest()[:12]}", files)
-        pins = {
-            f"pin.{stage}": f"{pin.model}/{pin.version}" for stage, pin in release.stages.items()
-        }
-        version = _create_version(
-            client, name, source, run_id=run_id, tags={**pins, "digest": release.digest()}
-        )
+    name, kept = model_name(release.name, "release"), Kept(client, run_id)
+    own = [path for path in sorted(text_tower.rglob("*")) if path.is_file()]
+    tower = {DATA / TEXT_TOWER / path.relative_to(text_tower): path for path in own}
+    with tempfile.TemporaryDirectory() as folder:
+        files = _written(release, defaults, Path(folder)) | tower
+        # The others hold times and versions: what they say of this release may be told otherwise.
+        same = {place: path for place, path in files.items() if DATA in place.parents}
+        version = _version_at(client, name, release.digest(), lambda uri: kept.has(uri, same))
+        if version is None:
+            source = kept.put(f"release-{release.digest()[:12]}", files)
+            pins = {f"pin.{k}": f"{pin.model}/{pin.version}" for k, pin in release.stages.items()}
+            tags = {**pins, "digest": release.digest()}
+            version = _version_of(client, name, source, run_id=run_id, tags=tags)
     return release.model_copy(update={"version": version})
+
+
+def files_of(client: Any, release: PinnedRelease) -> list[Path]:
+    """The files on this machine that a registered release is loaded from."""
+    of_release = (model_name(release.name, "release"), release.version)
+    versions = [of_release, *((pin.model, pin.version) for pin in release.stages.values())]
+    sources = (client.get_model_version(name, str(version)).source for name, version in versions)
+    folders = [path for source in sources if (path := path_of(source))]
+    return [path for folder in folders for path in files_below(folder)]
 
 
 def registered_release(client: Any, run_name: str, version: int | str = CANDIDATE) -> PinnedRelease:
@@ -162,9 +169,21 @@ def registered_release(client: Any, run_name: str, version: int | str = CANDIDAT
 
 
 def find_version(client: Any, name: str, digest: str) -> int | None:
-    """The version of `name` whose content has `digest`."""
+    """The newest version of `name` whose content has `digest`."""
+    return _version_at(client, name, digest, lambda uri: True)
+
+
+def _version_at(client: Any, name: str, digest: str, is_there: Callable[[str], bool]) -> int | None:
+    """The newest version of `name` with `digest` whose source is right."""
     versions = client.search_model_versions(f"name = '{name}'")
-    return next((int(v.version) for v in versions if v.tags.get("digest") == digest), None)
+    same = [found for found in versions if found.tags.get("digest") == digest]
+    return max((int(found.version) for found in same if is_there(found.source)), default=None)
+
+
+def _version_of(client: Any, name: str, source: str, *, run_id: str, tags: dict[str, str]) -> int:
+    """The version whose files were just put (back) to `source`."""
+    repaired = _version_at(client, name, tags["digest"], lambda uri: uri == source)
+    return repaired or _create_version(client, name, source, run_id=run_id, tags=tags)
 
 
 def _create_version(
@@ -212,30 +231,3 @@ def _written(release: PinnedRelease, defaults: Defaults, folder: Path) -> dict[P
     described.save(str(model / MLMODEL))
     places = (*map(Path, MODEL_FILES), DATA / RELEASE, DATA / REQUEST)
     return {place: model / place for place in places}
-
-
-def _keep(client: Any, run_id: str, target: str, files: dict[Path, Path]) -> str:
-    """Puts files, by place, among the run's artifacts, below `target`, and answers their URI."""
-    root = client.get_run(run_id).info.artifact_uri
-    if urlparse(root).scheme == "file":
-        kept = Path(unquote(urlparse(root).path)) / target
-        for place, path in files.items():
-            _link_or_copy(path, kept / place)
-    else:
-        for place, path in files.items():
-            assert place.name == path.name, f"{path} cannot be uploaded as {place}"
-            inside = (Path(target) / place).parent.as_posix()
-            client.log_artifact(run_id, str(path), artifact_path=inside)
-    return f"{root}/{target}"
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """A second name for the same bytes where possible: weights are large, and never rewritten."""
-    if target.exists() and sha256_of_file(target) == sha256_of_file(source):
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

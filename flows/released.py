@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import unquote, urlparse
 
 from pydantic import BeforeValidator, Field
 
+from flows.addresses import path_of
 from flows.registry import RELEASE, REQUEST, TEXT_TOWER, Defaults, Pin, PinnedRelease
 from flows.request_limits import RequestLimits
 from flows.scratch import ScratchFolder
@@ -222,9 +222,8 @@ def _files(pin: Pin, downloads: Path) -> list[Path]:
 
     try:
         uri = mlflow.MlflowClient().get_model_version_download_uri(pin.model, str(pin.version))
-        if urlparse(uri).scheme == "file":
-            folder = Path(unquote(urlparse(uri).path))
-        else:
+        folder = path_of(uri)
+        if folder is None:
             folder = Path(download_artifacts(artifact_uri=uri, dst_path=str(downloads)))
         return list(folder.iterdir())
     except (MlflowException, OSError) as error:

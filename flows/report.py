@@ -18,7 +18,7 @@ from flows.summary import beaten_texts, measured, worth_rows
 from flows.terminal import duration
 from flows.video_preview import preview_of
 from videoldm_core.errors import UserError, reason_of
-from videoldm_core.files import write_text_atomically
+from videoldm_core.files import PRIVATE, write_text_atomically
 from videoldm_core.plain_json import read_json
 from videoldm_core.records import path_inside
 
@@ -38,7 +38,7 @@ def write_report(run: RunConfig, table: "Preset", steps: Sequence[Step]) -> Path
     environment.filters |= {"duration": duration, "beaten": beaten_texts}
     page = environment.get_template("report.html").render(_content(run, table, steps))
     path = run.out / "report.html"
-    write_text_atomically(path, page)
+    write_text_atomically(path, page, mode=PRIVATE)
     return path
 
 

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from flows.config import RunConfig, sampling_of
 from flows.dag import Attempt, Made, Step, in_order
+from flows.experiment import has_run
 from flows.launch import Command
-from flows.registry import Defaults, PinnedRelease, register_release
+from flows.registry import Defaults, PinnedRelease, files_of, register_release
 from flows.request_limits import limits_of
 from flows.stages import Foreman
 from flows.summary import beaten_texts, measured, worth_rows
 from flows.tracking import CASCADE
-from videoldm_core.files import sha256_of_folder, write_text_atomically
+from videoldm_core.files import PRIVATE, sha256_of_folder, write_text_atomically
 from videoldm_core.records import parse_record
 
 if TYPE_CHECKING:
@@ -36,14 +37,19 @@ class Ending:
             request=defaults.digest(),
             text_tower=sha256_of_folder(text_tower),
         )
+        kept: list[Path] = []
         if all(pin.version is not None for pin in pins.values()):
-            release = self._registered(release, defaults)
+            release, kept = self._registered(release, defaults)
         path = self.run.out / "release.json"
         write_text_atomically(path, release.model_dump_json(indent=2) + "\n")
         self.tracker.add(CASCADE, artifacts=(path,))
         problem = self.tracker.problem or "the tracking server did not answer"
         is_registered = release.version is not None
-        return Made(output=path, incomplete="" if is_registered else f"not registered: {problem}")
+        return Made(
+            output=path,
+            files=tuple(file for file in kept if file.is_relative_to(self.run.out)),
+            incomplete="" if is_registered else f"not registered: {problem}",
+        )
 
     def sample(self, attempt: Attempt) -> Made:
         """Samples a video with the whole cascade."""
@@ -73,7 +79,7 @@ class Ending:
         request = parse_record(Request, values, where="sample")
         folder = self.run.out / "steps"
         path = folder / "sample.request.json"
-        write_text_atomically(path, request.model_dump_json(indent=2) + "\n")
+        write_text_atomically(path, request.model_dump_json(indent=2) + "\n", mode=PRIVATE)
         command = Command(
             module="videoldm_core.generate",
             argument=path,
@@ -100,11 +106,14 @@ class Ending:
     def _text_tower(self) -> Path:
         return self.run.out / "text_tower"
 
-    def _registered(self, release: PinnedRelease, defaults: Defaults) -> PinnedRelease:
-        registered = release
+    def _registered(
+        self, release: PinnedRelease, defaults: Defaults
+    ) -> tuple[PinnedRelease, list[Path]]:
+        """The release with its version, if the server takes it, and the files it is loaded from."""
+        registered, kept = release, []
         with self.tracker.client_or_none() as client:
             run_id = self.tracker.run_id(CASCADE)
-            if client is not None and run_id is not None:
+            if client is not None and run_id is not None and has_run(client, run_id, CASCADE):
                 registered = register_release(
                     client,
                     release,
@@ -112,7 +121,8 @@ class Ending:
                     defaults=defaults,
                     text_tower=self._text_tower,
                 )
-        return registered
+                kept = files_of(client, registered)
+        return registered, kept
 
 
 def defaults_of(run: RunConfig, table: "Preset") -> Defaults:

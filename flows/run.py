@@ -4,7 +4,6 @@ Knows the graph and the receipts; what a step does is in steps.py.
 """
 
 import contextlib
-import fcntl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,8 @@ from flows.slots import Slots
 from flows.table import table_of
 from flows.terminal import Terminal
 from videoldm_core.errors import UserError, reason_of
-from videoldm_core.files import disk_error
+from videoldm_core.files import disk_error, make_folder
+from videoldm_core.locks import Held, lock
 
 
 @dataclass(kw_only=True)
@@ -125,26 +125,37 @@ def _refuse_untrained(run: RunConfig, due: dict[str, str], only: tuple[str, ...]
 
 
 @contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[str]:
     """Holds a run's folder, so that no second command writes into it.
+
+    Yields:
+        What the user should know about that; "" for nothing.
 
     Raises:
         UserError: another command holds it, or it cannot be written to.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("a")
-    except OSError as error:
-        raise disk_error(out, error) from error
-    with file:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            make_folder(out, mode=0o700)
+            named = held.enter_context(lock(out / ".lock"))
+        except Held as error:
+            hint = f" ({error.hint})" if error.hint else ""
             raise UserError(
-                f"Another videoldm command is working in {str(out)!r}; "
+                f"Another videoldm command is working in {str(out)!r}{hint}; "
                 "wait for it, or give another out=FOLDER."
             ) from None
-        yield
+        except OSError as error:
+            raise disk_error(out, error) from error
+        yield _remark(out, named)
+
+
+def _remark(out: Path, named: Path | None) -> str:
+    if named is None:
+        return ""
+    return (
+        f"The file system of {str(out)!r} has no locks: {named.name!r} keeps other commands away "
+        "while this one runs."
+    )
 
 
 def _run_flow(crew: Crew, steps: list[Step], due: dict[str, str]) -> None:

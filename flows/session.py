@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from typing import Any
 from rich.pretty import Pretty
 
 from flows.accelerators import accelerators
+from flows.addresses import check_environment
 from flows.config import RunConfig, store_run, tracking_uri
 from flows.dag import Attempt, Ledger, Made, Step, due_steps
 from flows.failures import StepsFailed
+from flows.hub import pinned
 from flows.launch import Launcher
 from flows.launch.local import LocalLauncher
 from flows.pretrained import check_brought
@@ -25,8 +28,9 @@ from flows.stages import Foreman
 from flows.steps import cascade_steps
 from flows.summary import show_summary, show_worth
 from flows.table import table_of
+from flows.tellings import Status
 from flows.terminal import Terminal
-from flows.tracking import CASCADE, Status, Tracker
+from flows.tracking import CASCADE, Tracker
 from videoldm_core.errors import UserError
 from videoldm_core.provenance import git_commit
 
@@ -58,7 +62,7 @@ def work(run: RunConfig, *, only: tuple[str, ...] = (), launcher: Launcher | Non
         StepsFailed: names the steps that failed.
     """
     with _session(run, launcher or LocalLauncher()) as session:
-        crew = Crew(run=run, terminal=session.terminal)
+        crew = Crew(run=session.run, terminal=session.terminal)
         try:
             with session.terminal:
                 make_due(crew, session.steps, only=only, around=partial(_told, session))
@@ -138,12 +142,17 @@ def _nothing(attempt: Attempt) -> Made:
 @contextlib.contextmanager
 def _session(run: RunConfig, launcher: Launcher) -> Iterator[Session]:
     table = table_of(run)
+    check_environment()
     check_brought(table)
     settle_proxies(servers_of(run, table))
     terminal = Terminal()
-    with locked(run.out):
+    with locked(run.out) as remark:
         _check_space(run.out)
         _check_slots(run)
+        run, moved = pinned(run)
+        table = table_of(run)
+        for said in filter(None, (remark, _who_may_look(run.out), *moved)):
+            terminal.say(said)
         terminal.say(f"videoldm {run.name}: preset {run.preset}, everything is below {run.out}")
         if not (run.out / "run.json").exists():
             terminal.console.print(Pretty(run.model_dump(mode="json")))
@@ -181,6 +190,17 @@ def _check_space(out: Path) -> None:
         )
 
 
+def _who_may_look(out: Path) -> str:
+    """The first command in a folder says when it is not the user's alone; that is left so."""
+    mode = stat.S_IMODE(out.stat().st_mode)
+    if (out / "run.json").exists() or not mode & 0o077:
+        return ""
+    return (
+        f"Others may look into {str(out)!r} (mode {mode:o}), which was there before; files with "
+        "the run's settings in it are this user's alone. chmod 700 keeps the rest so, too."
+    )
+
+
 def _check_slots(run: RunConfig) -> None:
     """Every stage takes the accelerators from the first on: two at a time would share them."""
     found = accelerators() if run.concurrent_stages > 1 else []
@@ -205,6 +225,6 @@ def _say_what_is_left(session: Session) -> None:
     tracker = session.foreman.tracker
     if not tracker.is_all_delivered() and not tracker.deliver():
         session.terminal.say(
-            f"MLflow at {tracker.uri} has not taken everything ({tracker.problem}); "
-            "the next command delivers the rest."
+            f"MLflow at {tracker.uri} has not taken everything: {tracker.problem}. Once that is "
+            "mended, the next command delivers the rest."
         )

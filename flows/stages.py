@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from flows.config import RunConfig
 from flows.dag import Attempt, Ledger, Made
+from flows.experiment import has_run
 from flows.launch import Cancelled, Command, Launcher, StageCrashed
 from flows.launch.leash import End
 from flows.registry import Pin, StageModel, find_version, model_name, register_stage
-from flows.tracking import Status, Tracker
+from flows.tellings import Status
+from flows.tracking import Tracker
 from videoldm_core.errors import UserError
-from videoldm_core.files import disk_error, write_text_atomically
+from videoldm_core.files import PRIVATE, disk_error, make_folder, write_text_atomically
 from videoldm_core.provenance import git_commit
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ class Foreman:
         trained = load_job(folder / "job.json").stage
         job = self.job(self.table.stage(stage)).model_copy(update={"stage": trained})
         argument = folder / "evaluate.job.json"
-        write_text_atomically(argument, job.model_dump_json(indent=2) + "\n")
+        write_text_atomically(argument, job.model_dump_json(indent=2) + "\n", mode=PRIVATE)
         command = Command(
             module="videoldm_core.evaluate",
             argument=argument,
@@ -138,7 +140,7 @@ class Foreman:
         version = None
         with self.tracker.client_or_none() as client:
             run_id = self.tracker.run_id(stage)
-            if client is not None and run_id is not None:
+            if client is not None and run_id is not None and has_run(client, run_id, stage):
                 model = StageModel(
                     stage=stage,
                     folder=folder,
@@ -250,12 +252,13 @@ def _write_job(folder: Path, job: "Job", *, goes_on: bool) -> None:
     try:
         if not goes_on and folder.exists():
             shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if not _is_whole(folder):
             (folder / "stage.json").unlink(missing_ok=True)
     except OSError as error:
         raise disk_error(folder, error) from error
-    write_text_atomically(folder / "job.json", job.model_dump_json(indent=2) + "\n")
+    text = job.model_dump_json(indent=2) + "\n"
+    write_text_atomically(folder / "job.json", text, mode=PRIVATE)
 
 
 def _is_whole(folder: Path) -> bool:

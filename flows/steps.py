@@ -35,6 +35,8 @@ def cascade_steps(foreman: Foreman) -> list[Step]:
         make=ending.sample,
         uses_accelerator=True,
     )
+    # MLflow's versions of files on this machine say where those are, and do not follow a folder.
+    places = {"place": str(run.out)} if (run.tracking_uri or "").startswith("sqlite:") else {}
     release = Step(
         name="release",
         title="register the release",
@@ -42,6 +44,7 @@ def cascade_steps(foreman: Foreman) -> list[Step]:
         settings={
             "name": run.name,
             "uri": tracking_uri(run),
+            **places,
             "request": results.defaults_of(run, table).model_dump(mode="json"),
         },
         make=ending.release,

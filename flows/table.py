@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.hub import HUB, hub_model
 from flows.paths import user_path
 from videoldm_core.errors import UserError
 from videoldm_core.records import parse_record
@@ -11,8 +12,6 @@ if TYPE_CHECKING:
     from flows.config import RunConfig
     from videoldm_core.cascade import Preset
     from videoldm_core.models.text_source import AnyText
-
-HUB = "hub:"  # before the name of a model that may be fetched
 
 
 def table_of(run: "RunConfig") -> "Preset":
@@ -84,7 +83,9 @@ def _brought_sources(run: "RunConfig", table: "Preset") -> dict[str, dict[str, A
                 f"pretrained.{name} = {source!r}: the preset {table.name!r} trains {name!r}, "
                 f"it is brought {' and '.join(brought) or 'no model'}."
             )
-        if not source.startswith(HUB):
+        if source.startswith(HUB):
+            hub_model(source, what=f"pretrained.{name}")
+        else:
             try:
                 path = Path(user_path(source)).absolute()
                 is_there = path.exists()
@@ -93,7 +94,7 @@ def _brought_sources(run: "RunConfig", table: "Preset") -> dict[str, dict[str, A
             if not is_there:
                 raise UserError(
                     f"pretrained.{name} = {source!r} does not exist; give a diffusers folder, a "
-                    f"single file, or {HUB}OWNER/NAME to fetch it."
+                    f"single file, or {HUB}OWNER/NAME@REVISION to fetch it."
                 )
             source = str(path)
         changes[name] = {"objective": {"source": source}}

@@ -10,45 +10,20 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from flows.addresses import sqlite_address, without_folders_as_encoded
 from flows.delivery import batches, describe, log_lines
+from flows.experiment import experiment_id, has_run
 from flows.launch.journal import JournalReader, first_line
 from flows.quiet import silence_mlflow
-from videoldm_core.errors import UserError
-from videoldm_core.files import unreadable, write_text_atomically
-from videoldm_core.records import Record
+from flows.tellings import Status, Telling, load_tellings, store_tellings
+from videoldm_core.errors import without_secrets
+from videoldm_core.files import append_private
 
 CASCADE = "cascade"
+OWN = "mlflow.db"  # of the run's folder, where no server is named
 RETRY_S = 20.0
-
-Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-
-
-class Telling(Record):
-    """One MLflow run: what it should say, and how much of that has been delivered."""
-
-    name: str
-    params: dict[str, str] = {}
-    tags: dict[str, str] = {}
-    metrics: dict[str, float] = {}  # the worth rows
-    artifacts: tuple[Path, ...] = ()
-    journal: Path | None = None
-    attempt: str = ""  # first line of the journal; another one is another run
-    started: float  # unix time
-    ended: float | None = None
-    status: Status = "RUNNING"
-
-    run_id: str | None = None
-    told: str = ""  # what was delivered last, see `_content`
-    offset: int = 0  # bytes of the journal delivered
-
-
-class Tellings(Record):
-    """All runs of one cascade, for one tracking server."""
-
-    uri: str
-    runs: dict[str, Telling] = {}
 
 
 class Tracker:
@@ -63,8 +38,8 @@ class Tracker:
         self.experiment = experiment
         self.out = out
         self.problem: str | None = None  # why the last delivery failed
-        self._path = out / "mlflow_runs.json"
-        self._tellings = self._load()
+        self._is_own = uri == sqlite_address(out / OWN)
+        self._tellings = load_tellings(out, uri)
         self._lock = threading.RLock()
         self._delivering = threading.Lock()
         self._stop = threading.Event()
@@ -138,6 +113,7 @@ class Tracker:
         """Brings the server up to date; False when it did not take all: `problem` says why."""
         with self.client_or_none() as client:
             if client is not None:
+                self._enter_experiment(client)
                 names = sorted(self._tellings.runs, key=lambda name: name != CASCADE)
                 for name in names:
                     if not _is_delivered(self._tellings.runs[name]):
@@ -150,10 +126,12 @@ class Tracker:
     def client_or_none(self) -> Iterator[Any]:
         """MLflow's client, for one caller at a time; what goes wrong becomes `problem`."""
         silence_mlflow()
-        with self._delivering:
+        with self._delivering, without_folders_as_encoded(self.uri):
             from mlflow.tracking import MlflowClient
 
             try:
+                if self._is_own:  # SQLite would make it for everybody
+                    append_private(self.out / OWN).close()
                 client = MlflowClient(self.uri, registry_uri=self.uri)
             except Exception as error:  # whatever its drivers raise: training never waits for it
                 self.problem = _sentence(error)
@@ -172,7 +150,7 @@ class Tracker:
                 self._stop.wait(RETRY_S)
 
     def _deliver_run(self, client: Any, name: str) -> None:
-        run_id = self._tellings.runs[name].run_id or self._create_run(client, name)
+        run_id = self._known_run(client, name) or self._create_run(client, name)
         telling = self._tellings.runs[name]
         if telling.told != _content(telling):
             describe(client, run_id, telling)
@@ -183,11 +161,20 @@ class Tracker:
                 log_lines(client, run_id, telling.journal.parent, lines)
                 self._remember(telling, offset=reader.offset)
 
+    def _known_run(self, client: Any, name: str) -> str | None:
+        """The run's id, if the server still has it; what it has forgotten is told anew."""
+        run_id = self._tellings.runs[name].run_id
+        if run_id is None or has_run(client, run_id, name):
+            return run_id
+        with self._lock:
+            self._put(self._tellings.runs[name].untold())
+        return None
+
     def _create_run(self, client: Any, name: str) -> str:
         telling = self._tellings.runs[name]
         parent = self.run_id(CASCADE) if name != CASCADE else None
         run = client.create_run(
-            self._experiment_id(client),
+            self._tellings.experiment,
             start_time=int(telling.started * 1000),
             run_name=name,
             tags={"mlflow.parentRunId": parent} if parent else {},
@@ -195,13 +182,15 @@ class Tracker:
         self._remember(telling, run_id=run.info.run_id)
         return run.info.run_id
 
-    def _experiment_id(self, client: Any) -> str:
-        experiment = client.get_experiment_by_name(self.experiment)
-        if experiment is not None:
-            return experiment.experiment_id
+    def _enter_experiment(self, client: Any) -> None:
+        """Finds or makes the runs' experiment; in another one than before, all is told anew."""
         is_local = self.uri.startswith("sqlite:")
-        location = (self.out / "mlflow-artifacts").absolute().as_uri() if is_local else None
-        return client.create_experiment(self.experiment, artifact_location=location)
+        folder = self.out / "mlflow-artifacts" if is_local else None
+        found = experiment_id(client, self.experiment, folder=folder, is_own=self._is_own)
+        with self._lock:
+            if self._tellings.experiment not in ("", found):
+                self._tellings = self._tellings.untold()
+            self._tellings = self._tellings.model_copy(update={"experiment": found})
 
     def _remember(self, delivered: Telling, **changes: Any) -> None:
         with self._lock:
@@ -214,30 +203,11 @@ class Tracker:
     def _put(self, telling: Telling) -> None:
         runs = {**self._tellings.runs, telling.name: telling}
         self._tellings = self._tellings.model_copy(update={"runs": runs})
-        write_text_atomically(self._path, self._tellings.model_dump_json(indent=2) + "\n")
-
-    def _load(self) -> Tellings:
-        try:
-            tellings = Tellings.model_validate_json(self._path.read_text())
-        except FileNotFoundError:
-            return Tellings(uri=self.uri)
-        except OSError as error:
-            raise unreadable(self._path, error) from None
-        except ValueError as error:
-            raise UserError(
-                f"{str(self._path)!r} is not what this version writes "
-                f"({str(error).splitlines()[0]}); delete it: MLflow is then told of what is made "
-                "from now on, in new runs."
-            ) from None
-        if tellings.uri == self.uri:
-            return tellings
-        anew = {"run_id": None, "told": "", "offset": 0}  # another server knows nothing yet
-        runs = {name: told.model_copy(update=anew) for name, told in tellings.runs.items()}
-        return Tellings(uri=self.uri, runs=runs)
+        store_tellings(self.out, self._tellings)
 
 
 def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return without_secrets(" ".join(str(error).split()))[:300].rstrip(".")
 
 
 def _same_attempt(telling: Telling, journal: Path | None) -> bool:

@@ -61,15 +61,15 @@ class Digests:
             UserError: the digests cannot be written.
         """
         name = written_name(path.absolute())
-        before = path.stat()
-        state: State = before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino
+        state = state_of(path)
         known = self._known.get(name)
         if known is not None and known[:-1] == state:
             self._asked[name] = known
             return known[-1]
         # As it was before it was read: what changes meanwhile has another time afterwards.
-        is_settled = time.time_ns() - before.st_mtime_ns > SETTLED_NS
-        digest = sha256_of_file(path) if before.st_size else _OF_NOTHING
+        size, modified_ns, *_ = state
+        is_settled = time.time_ns() - modified_ns > SETTLED_NS
+        digest = sha256_of_file(path) if size else _OF_NOTHING
         if is_settled:
             self._asked[name] = (*state, digest)
         if time.monotonic() - self._saved_at > self._save_every_s:
@@ -91,6 +91,16 @@ class Digests:
     ) -> None:
         # Interrupted: of the files that were not asked about yet, what was known stays known.
         self._save(self._asked if error is None else self._known | self._asked)
+
+
+def state_of(path: Path) -> State:
+    """What tells a file's content from another without reading it.
+
+    Raises:
+        OSError: it is not there.
+    """
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def _read(path: Path) -> dict[str, Known]:

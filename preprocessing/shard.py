@@ -5,9 +5,11 @@ comes last, when all shards are there. Killed anywhere and repeated, it gives th
 clip becomes a sample is a function given by the caller (stores.py).
 """
 
+import contextlib
 import json
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -222,13 +224,16 @@ def _own_temporary_folder() -> Path:
     """Where shards for a remote store are built: this user's alone, for all its processes."""
     folder = Path(tempfile.gettempdir()) / f"videoldm-shards-{os.getuid()}"
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        owner = folder.stat().st_uid
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()  # of a link itself: where it leads to is for somebody else to say
     except OSError as error:
         raise disk_error(folder, error) from error
-    if owner != os.getuid():
+    is_private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077
+    if found.st_uid != os.getuid() or not is_private:
         raise UserError(
-            f"{str(folder)!r} belongs to another user (id {owner}); remove it, or set TMPDIR to a "
+            f"{str(folder)!r} belongs to another user, is a link, or lets others in "
+            f"(user {found.st_uid}, {stat.filemode(found.st_mode)}); remove it, or set TMPDIR to a "
             "folder of your own."
         )
     return folder

@@ -7,6 +7,7 @@ continues where the last one stopped, and adds what is new.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,9 +19,10 @@ from preprocessing.clips import Clip
 from preprocessing.damage import DecodeError
 from preprocessing.decode import RESIZER
 from preprocessing.decoding_limits import MOST_CPU_HOURS, decoding_limits
+from preprocessing.digests import State
 from preprocessing.encode import encode_side_by_side
 from preprocessing.fields import deinterlacing
-from preprocessing.isolation import Call, Outcome, Workers
+from preprocessing.isolation import Call, Workers
 from preprocessing.names import path_below
 from preprocessing.shard import (
     DroppedClip,
@@ -31,6 +33,7 @@ from preprocessing.shard import (
     plan_units,
     write_index,
 )
+from preprocessing.unchanged import Admitted, state_now
 from videoldm_core.cascade import VideoFormat
 from videoldm_core.data.pixels import CODEC_NAME
 from videoldm_core.data.shards import LatentClip, PixelClip, StoreIdentity
@@ -62,6 +65,7 @@ class StoreRequest:
     out: Path | str  # stores appear below it as KIND/IDENTITY; a folder or s3://bucket/prefix
     video: VideoFormat
     text: CaptionEncoder
+    digests: Path | None = None  # that admitting the videos kept; None: videos are read once more
     clips_per_shard: int = 64
     cpu_hours: float = MOST_CPU_HOURS  # of processor time, that decoding one clip may take
     progress: Callable[[int, int], None] = lambda done, total: None  # clips done, clips in all
@@ -77,12 +81,14 @@ def encode_pixels(request: StoreRequest) -> Path | str:
     size = (video.height * video.upscale, video.width * video.upscale)
     identity = _identity(request, "pixels", encoder=CODEC_NAME, size=size)
     texts, limits = _Texts(request.text), decoding_limits(request.cpu_hours)
+    admitted = Admitted(request.digests)
 
     def make(clips: Sequence[Clip], workers: Workers) -> Iterator[tuple[int, Made]]:
         calls = [
             recode.video_call(_wanted(request, clip, size), limits, clip.fps) for clip in clips
         ]
-        for place, coded in _isolated(workers, recode.video_of_clip, clips, calls=calls):
+        run = partial(_isolated, workers, recode.video_of_clip, clips, calls=calls)
+        for place, coded in run(admitted=admitted, folder=request.folder_of_videos):
             if isinstance(coded, DroppedClip):
                 yield place, coded
             else:
@@ -110,6 +116,7 @@ def encode_latents(
     vae = load_frozen_encoder(vae_folder, device=device)
     identity = _identity(request, "latents", encoder=encoder, size=size)
     texts, limits = _Texts(request.text), decoding_limits(request.cpu_hours)
+    admitted = Admitted(request.digests)
 
     def make(clips: Sequence[Clip], workers: Workers) -> Iterator[tuple[int, Made]]:
         calls = [recode.frames_call(_wanted(request, clip, size), limits) for clip in clips]
@@ -117,7 +124,8 @@ def encode_latents(
         dropped: list[tuple[int, Made]] = []
 
         def decoded() -> Iterator[np.ndarray]:
-            for place, frames in _isolated(workers, recode.frames_of_clip, clips, calls=calls):
+            run = partial(_isolated, workers, recode.frames_of_clip, clips, calls=calls)
+            for place, frames in run(admitted=admitted, folder=request.folder_of_videos):
                 if isinstance(frames, DroppedClip):
                     dropped.append((place, frames))
                 else:
@@ -175,15 +183,30 @@ def _isolated(
     clips: Sequence[Clip],
     *,
     calls: Sequence[Call],
+    admitted: Admitted,
+    folder: Path,
 ) -> Iterator[tuple[int, Any]]:
-    """(place, value) of every call, as they finish; a failed call's value is the dropped clip."""
-    for outcome in workers.run(function, calls):
-        yield outcome.index, _dropped(clips, outcome) if outcome.error else outcome.value
+    """(place, value) of every call, as they finish; a failed call's value is the dropped clip.
 
+    So is that of a call that may have read another file than was admitted.
 
-def _dropped(clips: Sequence[Clip], outcome: Outcome) -> DroppedClip:
-    clip = clips[outcome.index]
-    return DroppedClip(key=clip.key, source=clip.source, reason=str(outcome.error))
+    Args:
+        folder: of the videos.
+    """
+    paths = [path_below(folder, clip.source) for clip in clips]
+    states: dict[int, State | None] = {}
+
+    def begun() -> Iterator[Call]:
+        for place, call in enumerate(calls):
+            states[place] = state_now(paths[place])
+            yield call
+
+    for outcome in workers.run(function, begun()):
+        place, clip = outcome.index, clips[outcome.index]
+        change = admitted.change(paths[place], clip.source_digest, since=states.pop(place))
+        reason = change or str(outcome.error or "")
+        dropped = DroppedClip(key=clip.key, source=clip.source, reason=reason) if reason else None
+        yield place, dropped or outcome.value
 
 
 def _make_store(

@@ -3,6 +3,7 @@ in milliseconds, a whole release of them, and the outside test material.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -35,6 +36,54 @@ def asset() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+class Disk:
+    """What would survive a loss of power: every sync, and every rename, in their order."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Path]] = []
+
+    def synced(self, path: Path, *, after: str | None = None) -> bool:
+        """Whether `path` was waited for, after the last event of that kind."""
+        kinds = [kind for kind, _ in self.events]
+        first = len(kinds) - kinds[::-1].index(after) if after else 0
+        return ("sync", path.resolve()) in self.events[first:]
+
+    def unsafe(self) -> list[Path]:
+        """Names given to what was not on the disk, or that were not there themselves."""
+        return [
+            path
+            for place, (kind, path) in enumerate(self.events)
+            if kind == "name"
+            and not (
+                self.events[:place].count(("sync", self.sources[path]))
+                and ("sync", path.parent) in self.events[place:]
+            )
+        ]
+
+    sources: dict[Path, Path]
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """Watches the calls that decide what a loss of power leaves; they are made all the same."""
+    watched, fsync, replace = Disk(), os.fsync, os.replace
+    watched.sources = {}
+
+    def sync(file: int) -> None:
+        watched.events.append(("sync", Path(f"/proc/self/fd/{file}").resolve()))
+        fsync(file)
+
+    def rename(source: str | Path, target: str | Path) -> None:
+        final = Path(target).resolve()
+        watched.sources[final] = Path(source).resolve()
+        watched.events.append(("name", final))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", rename)
+    return watched
 
 
 @pytest.fixture

@@ -1,37 +1,75 @@
 """Files that are complete or absent: written under a temporary name, then renamed."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import IO
 
 from videoldm_core.errors import UserError
 
+PRIVATE = 0o600  # of files that hold settings: for their owner's eyes, whatever the umask
+# How file systems say that they cannot sync a folder (CIFS, FUSE), or that this user may not open
+# it to do so. What was renamed there is as safe as they can make it.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS, errno.EACCES)
 
-def write_bytes_atomically(path: Path, content: bytes) -> None:
+
+def write_bytes_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Writes `content` so that `path` either holds all of it or is what it was before.
+
+    A loss of power afterwards changes nothing of that.
+
+    Args:
+        mode: of the file; the umask takes from it.
 
     Raises:
         UserError: the folder cannot be written to (read-only, full).
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        make_folder(path.parent)
+        part.unlink(missing_ok=True)  # of a killed process that had our number
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        publish_file(part, path)
     except OSError as error:
         with contextlib.suppress(OSError):  # where the folder is a file, there is no part either
             part.unlink(missing_ok=True)
         raise disk_error(path, error) from error
 
 
-def write_text_atomically(path: Path, text: str) -> None:
+def write_text_atomically(path: Path, text: str, *, mode: int = 0o666) -> None:
     """`write_bytes_atomically` for UTF-8 text."""
-    write_bytes_atomically(path, text.encode())
+    write_bytes_atomically(path, text.encode(), mode=mode)
+
+
+def append_private(path: Path) -> IO[bytes]:
+    """Opens a file to append to; made for its owner's eyes, where it is made here."""
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE), "ab")
+
+
+def make_folder(folder: Path, *, mode: int = 0o777) -> None:
+    """Makes `folder` and the missing ones above it; a loss of power does not undo that.
+
+    Args:
+        mode: of `folder` itself, where it is made here; the umask takes from it.
+    """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(mode, parents=True, exist_ok=True)
+    for made in missing:
+        sync(made.parent)
+
+
+def publish_file(part: Path, final: Path) -> None:
+    """Gives the complete file `part` its final name, in place of what had it.
+
+    Its content is on the disk before the rename, and its name when this returns.
+    """
+    sync(part)
+    part.replace(final)
+    sync(final.parent)
 
 
 def disk_error(path: Path, error: OSError) -> UserError:
@@ -72,20 +110,28 @@ def publish_folder(part: Path, final: Path) -> None:
     Its files are on the disk before: a loss of power leaves no half of one under the final name.
     """
     for path in (*part.rglob("*"), part):
-        _sync(path)
+        sync(path)
     if final.exists():
         shutil.rmtree(final)
     part.replace(final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
-def _sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk.
+
+    Raises:
+        OSError: it could not be written. A file system that cannot sync folders is no error.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _NO_FOLDER_SYNC):
+            raise
 
 
 def sha256_of_file(path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from videoldm_core.errors import UserError
+from videoldm_core.errors import UserError, without_secrets
 from videoldm_core.plain_json import read_json
 
 R = TypeVar("R", bound="Record")
@@ -18,7 +18,16 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # hex SHA-256
 LONGEST_WORD = 100  # characters of a file's words that a message repeats
 LONGEST_REASON = 300
 LONGEST_NAME = 200
-_short = reprlib.Repr()
+
+
+class _Short(reprlib.Repr):
+    """Values as messages repeat them."""
+
+    def repr_str(self, text: str, level: int) -> str:
+        return super().repr_str(without_secrets(text), level)  # before it is cut, where it shows
+
+
+_short = _Short()
 _short.maxstring = _short.maxother = LONGEST_WORD
 
 

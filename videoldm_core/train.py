@@ -123,6 +123,7 @@ class StageRun:
             return
         remark = {"remark": self.task.remark} if self.task.remark else {}
         self.journal.write(total_steps=self.job.stage.steps, start=start, **remark)
+        self.journal.sync()
         if remark:
             sys.stderr.write(f"{self.job.stage.name}: {self.task.remark}.\n")
 
@@ -136,14 +137,13 @@ class StageRun:
             actions.report(job.stage.name, self.task.players, self.journal),
             actions.every(job.evaluate_every, heldout, last=last),
         ]
-        after_step.append(
-            actions.every(
-                job.checkpoint_every,
-                lambda step, _: save_checkpoint(self.checkpoints, self.task.players, step),
-                last=last,
-            )
-        )
+        after_step.append(actions.every(job.checkpoint_every, self._save_checkpoint, last=last))
         return after_step
+
+    def _save_checkpoint(self, step: int, metrics: dict[str, float]) -> None:
+        if self.journal:
+            self.journal.sync()  # no checkpoint is beyond its journal
+        save_checkpoint(self.checkpoints, self.task.players, step)
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         if self.journal:
@@ -210,6 +210,8 @@ class StageRun:
     def _write_published(self, own: dict[str, Path], worth: tuple[WorthRow, ...]) -> None:
         job = self.job
         finished = time.time()
+        if self.journal:
+            self.journal.sync()
         write_published(
             job.out,
             PublishedStage(

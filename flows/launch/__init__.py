@@ -10,7 +10,7 @@ from threading import Event
 from typing import Any, Protocol
 
 from flows.launch.leash import End, log_of_rank
-from videoldm_core.errors import one_line
+from videoldm_core.errors import one_line, without_secrets
 from videoldm_core.records import Record
 
 JournalLine = dict[str, Any]
@@ -59,6 +59,8 @@ class StageCrashed(Exception):
         how = f"ended with exit code {end.exit_code}"
         if end.exit_code < 0:
             how = f"was ended by signal {-end.exit_code}"
-        shown = "\n".join(f"  {one_line(line)}" for line in last_lines.splitlines())
+        shown = "\n".join(
+            f"  {one_line(without_secrets(line))}" for line in last_lines.splitlines()
+        )
         said = f"the last lines are:\n{shown}" if shown else "it wrote nothing"
         super().__init__(f"{command.module}{whose} {how}; its log is {str(self.log)!r}, {said}")

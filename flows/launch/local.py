@@ -19,7 +19,7 @@ from flows.launch.handed import HandedFile
 from flows.launch.journal import JournalReader
 from videoldm_core.command import RENDEZVOUS, REPORT
 from videoldm_core.errors import UserError
-from videoldm_core.files import disk_error
+from videoldm_core.files import append_private, disk_error
 from videoldm_core.interpreter import python_command, python_environment
 from videoldm_core.machine import usable_cores
 
@@ -47,7 +47,7 @@ class LocalLauncher:
         with (
             HandedFile("report") as report,
             HandedFile("rendezvous") as rendezvous,
-            command.log.open("ab") as log,
+            append_private(command.log) as log,
         ):
             held = subprocess.Popen(
                 self._leash(command, report),
@@ -84,8 +84,9 @@ class _Logs:
         try:
             command.log.parent.mkdir(parents=True, exist_ok=True)
             for rank in range(max(1, command.processes)):
-                with leash.log_of_rank(command.log, rank).open("ab") as file:
-                    self.starts[Path(file.name)] = file.tell()
+                path = leash.log_of_rank(command.log, rank)
+                with append_private(path) as file:
+                    self.starts[path] = file.tell()
         except OSError as error:
             raise disk_error(command.log, error) from error
 

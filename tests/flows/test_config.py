@@ -275,14 +275,6 @@ def test_stored_boxes_are_the_same_boxes_again(tmp_path):
     assert RunConfig.model_validate_json(store_run(run).read_text()) == run
 
 
-@pytest.mark.parametrize("uri", ["http://bob:s3cret@one:5000", "postgresql://bob:s3cret@db/mlflow"])
-def test_a_password_in_the_tracking_address_is_refused_and_not_repeated(uri):
-    with pytest.raises(UserError, match="give the address alone, .*MLFLOW_TRACKING_PASS") as error:
-        load_run("tiny", [f"tracking_uri={uri}"])
-    assert "s3cret" not in str(error.value)
-    assert "bob" not in str(error.value)
-
-
 def test_a_run_file_nested_without_end_is_one_sentence(tmp_path):
     path = tmp_path / "deep.yaml"
     path.write_text("[" * 5000)

@@ -4,7 +4,6 @@ import os
 import shutil
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -14,11 +13,12 @@ from flows.launch import Command
 from flows.launch.local import environment
 from flows.prepare import Preparation, StepRequest, launch_text
 from flows.prepare import main as prepare_main
-from flows.pretrained import check_brought, content_of, fetch, local_stage, wanted_files
+from flows.pretrained import check_brought, content_of, local_stage
 from flows.stages import Foreman
 from flows.steps import data_steps, text_settings
 from flows.table import table_of
 from flows.tracking import Tracker
+from tests.flows.fake_hub import FakeHub, files_below
 from videoldm_core.errors import UserError
 from videoldm_core.models.stable_diffusion import load_text_tower
 from videoldm_core.models.text import TextTower
@@ -87,27 +87,6 @@ def test_the_text_tower_is_due_when_the_model_it_is_part_of_changes(stable_diffu
     before = text_settings(table_of(run))
     (tmp_path / "model" / "text_encoder" / "model.safetensors").write_bytes(b"other")
     assert text_settings(table_of(run)) != before
-
-
-class FakeHub:
-    """The hub's client with one repository, whose snapshot is a folder of this machine."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, files: list[str]) -> None:
-        self.folder, self.files = folder, files
-        self.asked: list[tuple[str, dict]] = []
-        monkeypatch.setattr("huggingface_hub.model_info", self.info)
-        monkeypatch.setattr("huggingface_hub.snapshot_download", self.download)
-
-    def info(self, name: str) -> SimpleNamespace:
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in self.files])
-
-    def download(self, name: str, **options: object) -> str:
-        self.asked.append((name, options))
-        return str(self.folder)
-
-
-def files_below(folder: Path) -> list[str]:
-    return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
 
 
 def test_a_model_of_the_hub_is_fetched_only_when_the_run_says_hub(
@@ -210,87 +189,6 @@ def test_the_graph_makes_text_through_the_step_that_fetches(tmp_path):
     foreman = Foreman(run=run, table=table_of(run), launcher=Recording(), tracker=tracker)
     makes = {step.name: step.make for step in data_steps(foreman)}
     assert makes["text"].func is launch_text  # type: ignore[attr-defined]
-
-
-BEST = ["unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"]
-
-
-@pytest.mark.parametrize(
-    ("files", "wanted"),
-    [
-        (BEST, BEST),
-        (
-            [*BEST, "unet/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.onnx"],
-            BEST,
-        ),
-        (
-            [
-                "unet/diffusion_pytorch_model.bin",
-                "unet/diffusion_pytorch_model.fp16.safetensors",
-                "vae/diffusion_pytorch_model.bin",
-                "text_encoder/pytorch_model.bin",
-                "safety_checker/pytorch_model.bin",
-            ],
-            [
-                "unet/diffusion_pytorch_model.fp16.safetensors",
-                "vae/diffusion_pytorch_model.bin",
-                "text_encoder/pytorch_model.bin",
-            ],
-        ),
-        (
-            [
-                "unet/diffusion_pytorch_model.safetensors.index.json",
-                "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
-                "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
-                "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
-                "unet/diffusion_pytorch_model.non_ema-00001-of-00002.safetensors",
-                "unet/diffusion_pytorch_model-00001-of-00002.bin",
-                BEST[1],
-            ],
-            [
-                "unet/diffusion_pytorch_model.safetensors.index.json",
-                "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
-                "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
-                BEST[1],
-            ],
-        ),
-    ],
-)
-def test_of_a_repository_the_best_weights_are_fetched_and_no_others(files, wanted):
-    settings = ["unet/config.json", "tokenizer/tokenizer_config.json"]
-    others = ["README.md", "v1-5-pruned.ckpt", "tokenizer/vocab.json", "model_index.json"]
-    found = wanted_files([*files, *settings, *others], "owner/name")
-    assert found == [*settings, *wanted]
-
-
-@pytest.mark.parametrize("files", [["sd.safetensors"], ["unet/weights.onnx", "unet/config.json"]])
-def test_a_repository_without_readable_weights_is_one_sentence(files, monkeypatch, tmp_path):
-    hub = FakeHub(monkeypatch, tmp_path, files)
-    with pytest.raises(UserError, match="'owner/name' of the hub has no weights of the unet that"):
-        fetch("owner/name")
-    assert not hub.asked
-
-
-def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch, tmp_path):
-    hub = FakeHub(monkeypatch, tmp_path, BEST)
-
-    class TransportError(Exception):
-        pass
-
-    def fail(name: str, **options: object) -> None:
-        if options.get("local_files_only"):
-            raise FileNotFoundError("not in the cache")
-        raise TransportError("no route to host\nmore")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(UserError, match=r"Cannot fetch 'owner/name' .*\(no route to host\)"):
-        fetch("owner/name")
-    monkeypatch.setattr("huggingface_hub.model_info", fail)
-    with pytest.raises(UserError, match=r"Cannot fetch 'owner/name' .*\(no route to host\)"):
-        fetch("owner/name")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.download)
-    assert fetch("owner/name") == tmp_path, "what was fetched before is used without the hub"
-    assert hub.asked == [("owner/name", {"local_files_only": True})]
 
 
 def test_another_kind_of_text_replaces_the_presets(stable_diffusion):

@@ -1,5 +1,7 @@
 """The flow itself, under a real Prefect server with steps that only write files."""
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -220,6 +222,30 @@ def test_a_second_command_on_the_same_folder_is_refused(tmp_path):
     other.communicate()
     with locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_holds_the_folder_too_and_that_is_said(
+    tmp_path, monkeypatch, number
+):
+    def refuse(file: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / "run") as remark:
+        assert "has no locks: '.lock.held' keeps other commands away" in remark
+        with (
+            pytest.raises(UserError, match=rf"working in .* \(it is process {os.getpid()} on host"),
+            locked(tmp_path / "run"),
+        ):
+            pass
+    with locked(tmp_path / "run"):
+        pass
+
+
+def test_a_folder_with_locks_needs_no_remark(tmp_path):
+    with locked(tmp_path / "run") as remark:
+        assert remark == ""
 
 
 @pytest.mark.parametrize(

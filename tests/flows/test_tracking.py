@@ -114,11 +114,11 @@ def test_a_resumed_stage_goes_on_in_its_run_and_a_new_attempt_gets_a_new_one(tra
 def test_a_full_disk_stops_no_delivery_for_good(tracker, monkeypatch):
     tracker.begin(CASCADE, params={}, tags={})
 
-    def refuse(path: Path, text: str) -> None:
+    def refuse(path: Path, text: str, *, mode: int) -> None:
         raise UserError(f"Cannot write {path}: No space left on device.")
 
     with monkeypatch.context() as full:
-        full.setattr("flows.tracking.write_text_atomically", refuse)
+        full.setattr("flows.tellings.write_text_atomically", refuse)
         assert not tracker.deliver()
         assert "No space left" in tracker.problem
     assert tracker.deliver(), tracker.problem

@@ -73,6 +73,23 @@ def test_a_folder_of_that_name_that_another_user_made_is_not_used(own, tmp_path,
         build(tmp_path / "store")
 
 
+def test_a_link_of_that_name_is_not_followed(own, tmp_path):
+    mine = tmp_path / "my own folder"
+    mine.mkdir(mode=0o700)
+    (mine / ".shard-000000.tar.1.building.part").touch()  # would be taken for one left behind
+    own.symlink_to(mine)
+    with pytest.raises(UserError, match=r"videoldm-shards-\d+' belongs to .* is a link"):
+        build(tmp_path / "store")
+    assert [path.name for path in mine.iterdir()] == [".shard-000000.tar.1.building.part"]
+
+
+def test_a_folder_of_that_name_that_lets_others_in_is_not_used(own, tmp_path):
+    own.mkdir()
+    own.chmod(0o777)
+    with pytest.raises(UserError, match=r"lets others in \(user \d+, drwxrwxrwx\); remove it"):
+        build(tmp_path / "store")
+
+
 @pytest.mark.parametrize(
     ("answer", "is_kept"), [(ProcessLookupError, False), (PermissionError, True)]
 )

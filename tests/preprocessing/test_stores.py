@@ -11,10 +11,12 @@ from diffusers import AutoencoderKL
 
 from preprocessing.clips import Clip
 from preprocessing.stores import StoreRequest, encode_latents, encode_pixels
+from preprocessing.unchanged import CHANGED
 from videoldm_core.cascade import VideoFormat
 from videoldm_core.data.storage import open_storage
 from videoldm_core.data.store import open_store
 from videoldm_core.errors import UserError
+from videoldm_core.files import sha256_of_file
 
 VIDEO = VideoFormat(fps=8, height=16, width=24, upscale=2, clip_seconds=2)
 
@@ -61,7 +63,7 @@ def request_for(tmp_path: Path, counting_video):
             Clip(
                 key=hashlib.sha256(f"{source} {start_s}".encode()).hexdigest()[:16],
                 source=source,
-                source_digest=source,
+                source_digest=digest_of(good.parent / source),
                 start_s=start_s,
                 fps=8,
                 frames=8,
@@ -82,6 +84,10 @@ def request_for(tmp_path: Path, counting_video):
         )
 
     return make
+
+
+def digest_of(video: Path) -> str:
+    return sha256_of_file(video) if video.exists() else "f" * 64
 
 
 def _greys(frames: torch.Tensor) -> list[int]:
@@ -126,6 +132,26 @@ def test_a_broken_video_costs_only_its_own_clips(request_for):
     quarantine = json.loads((location / "quarantine.json").read_text())
     assert [clip["source"] for clip in quarantine] == ["bad.mp4"] * 2 + ["missing.mp4"] * 2
     assert "not a video: it is a text file" in quarantine[0]["reason"]
+
+
+def test_a_video_that_changed_after_it_was_admitted_is_set_aside_and_not_encoded(
+    request_for, counting_video
+):
+    request = request_for("good.mp4", "other.mp4")
+    counting_video("other.mp4", frames=30, fps=16, size=(48, 32))  # sound, and another
+    location = Path(encode_pixels(request))
+    assert {s.source for s in open_store(location).samples} == {"good.mp4"}
+    quarantine = json.loads((location / "quarantine.json").read_text())
+    assert [(clip["source"], clip["reason"]) for clip in quarantine] == [("other.mp4", CHANGED)] * 2
+
+
+def test_a_video_that_was_only_copied_anew_is_encoded(request_for):
+    request = request_for("good.mp4")
+    video = request.folder_of_videos / "good.mp4"
+    content = video.read_bytes()
+    video.unlink()
+    video.write_bytes(content)
+    assert len(open_store(encode_pixels(request)).samples) == 2
 
 
 def test_only_broken_videos_make_no_store(request_for):

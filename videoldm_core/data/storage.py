@@ -5,7 +5,6 @@ where a connection broke; shards are kept once per node in a cache folder, by th
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -14,12 +13,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from videoldm_core.addresses import checked_address
 from videoldm_core.errors import ShardError, UserError
-from videoldm_core.files import disk_error, sha256_of_file, write_bytes_atomically
+from videoldm_core.files import (
+    disk_error,
+    make_folder,
+    publish_file,
+    sha256_of_file,
+    write_bytes_atomically,
+)
+from videoldm_core.locks import lock
 
 ATTEMPTS = 6  # in a row without a single new byte, before a read gives up
 MULTIPART_BYTES = 64 << 20
 PIECE_BYTES = 1 << 20
+CREDENTIALS = "give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 
 
 class Storage(Protocol):
@@ -61,15 +69,17 @@ def open_storage(location: str | Path, *, cache: Path | None = None) -> Storage:
         cache: node-local folder for shards read from S3; None is ~/.cache/videoldm.
 
     Raises:
-        UserError: an s3 location without a bucket.
+        UserError: an s3 location without a bucket, or with more than bucket and prefix.
     """
     text = str(location)
     if not text.startswith("s3:"):
         return LocalStorage(Path(location))
     # Path("s3://bucket") collapses the slashes; both spellings mean the same.
-    bucket, _, prefix = text.removeprefix("s3:").lstrip("/").partition("/")
+    place = text.removeprefix("s3:").lstrip("/")
+    bucket, _, prefix = place.partition("/")
     if not bucket:
         raise UserError(f"{text!r} names no bucket; write s3://BUCKET/PREFIX.")
+    checked_address(f"s3://{place}", what="The location of the store", credentials=CREDENTIALS)
     return S3Storage(bucket, prefix, cache=cache or Path.home() / ".cache" / "videoldm")
 
 
@@ -94,11 +104,9 @@ class LocalStorage:
         final = self.folder / name
         part = final.with_name(f".{final.name}.{os.getpid()}.part")
         try:
-            final.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(final.parent)
             shutil.move(path, part)
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-            part.replace(final)
+            publish_file(part, final)
         except OSError as error:
             with contextlib.suppress(OSError):
                 part.unlink()
@@ -186,9 +194,8 @@ class S3Storage:
         kept = self._cache / f"{sha256}{Path(name).suffix}"
         if kept.exists():
             return kept
-        self._cache.mkdir(parents=True, exist_ok=True)
-        with (self._cache / f".{sha256}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        make_folder(self._cache, mode=0o700)
+        with lock(self._cache / f".{sha256}.lock", waits=True):
             if not kept.exists():
                 self._fetch(name, kept, sha256)
         return kept
@@ -218,7 +225,10 @@ class S3Storage:
                 f"{self}/{name} has sha256 {digest.hexdigest()[:12]}, its manifest says "
                 f"{sha256[:12]}: it was modified; delete it there and run the encode step again."
             )
-        part.replace(kept)
+        try:
+            publish_file(part, kept)
+        except OSError as error:
+            raise disk_error(kept, error) from error
 
     def _stream(self, name: str, start: int, length: int | None) -> Iterator[bytes]:
         """The bytes in pieces; after a broken connection, from the next byte of the same object."""
@@ -277,10 +287,13 @@ def _s3_client() -> Any:
         import boto3
         from botocore.config import Config
     except ImportError:
-        raise UserError(
-            "Reading s3:// needs boto3, which is not installed; run pip install boto3."
-        ) from None
-    limits = Config(
-        retries={"mode": "standard", "max_attempts": 5}, connect_timeout=10, read_timeout=60
-    )
-    return boto3.client("s3", config=limits)
+        raise UserError("Reading s3:// needs boto3: run pip install boto3.") from None
+    retries: Any = {"mode": "standard", "max_attempts": 5}
+    limits = Config(retries=retries, connect_timeout=10, read_timeout=60)
+    try:
+        client = boto3.client("s3", config=limits)
+        endpoint = client.meta.endpoint_url  # of the environment, or of ~/.aws/config
+    except ValueError:  # no address at all, and boto3 would repeat it
+        client, endpoint = None, ""
+    checked_address(endpoint, what="The endpoint of S3", credentials=CREDENTIALS)
+    return client

@@ -35,6 +35,7 @@ class Brought(Record):
     # image: Stable Diffusion 1.x or 2.x; upscaler: the x4-upscaler, which encodes frames itself.
     model: Literal["image", "upscaler"]
     source: str | None = None  # a diffusers folder or a single file; the run names it
+    origin: str | None = None  # where a fetched one comes from: hub:OWNER/NAME@COMMIT
     loras: tuple[Path, ...] = ()  # added to the weights in this order
     ema: bool = (
         False  # of a single file with both, take the UNet's averaged weights; false: its own

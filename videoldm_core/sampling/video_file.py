@@ -1,6 +1,5 @@
 """Writes frames to mp4 files as they are made, joins files, and makes a small animated preview."""
 
-import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from videoldm_core.files import disk_error
+from videoldm_core.files import disk_error, make_folder, publish_file
 
 PREVIEW_FPS = 8  # of a preview that keeps the video's pace
 PREVIEW_PX = 320  # longest side
@@ -61,7 +60,7 @@ class VideoFile:
                 self._mux(self._stream.encode())
             self._container.close()
             if kind is None:
-                _publish(self._part, self.path)
+                publish_file(self._part, self.path)
         except OSError as failure:
             raise disk_error(self.path, failure) from failure
         finally:
@@ -70,7 +69,7 @@ class VideoFile:
     def _open(self, height: int, width: int) -> None:
         import av
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         self._container = av.open(str(self._part), "w", options={"movflags": "+faststart"})
         rate = Fraction(self._fps).limit_denominator(1001)
         self._stream = self._container.add_stream("libx264", rate=rate)
@@ -119,7 +118,7 @@ def join_videos(parts: Sequence[Path], path: Path, *, frames_per_part: int) -> N
                         packet.stream = stream
                         joined.mux(packet)
                         written += 1
-        _publish(part_file, path)
+        publish_file(part_file, path)
     except OSError as error:
         raise disk_error(path, error) from error
     finally:
@@ -155,7 +154,7 @@ def write_preview(video: Path, path: Path) -> None:
             duration=round(1000 * pace / fps),
             loop=0,
         )
-        part.replace(path)
+        publish_file(part, path)
     except OSError as error:
         raise disk_error(path, error) from error
     finally:
@@ -164,9 +163,3 @@ def write_preview(video: Path, path: Path) -> None:
 
 def _ticks_per_frame(stream: Any) -> int:
     return round(1 / (stream.guessed_rate * stream.time_base))
-
-
-def _publish(part: Path, path: Path) -> None:
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed
 
 from videoldm_core.errors import UserError
-from videoldm_core.files import disk_error, publish_folder
+from videoldm_core.files import disk_error, make_folder, publish_folder
 from videoldm_core.models.weights import check_keys, read_tensors
 from videoldm_core.records import Record
 from videoldm_core.training.engine import (
@@ -107,7 +107,8 @@ def _write(folder: Path, states: dict[str, dict[str, Tensor]], step: int) -> Non
     final, part = folder / f"step_{step:08d}", folder / f".step_{step:08d}.part"
     try:
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        make_folder(folder)
+        part.mkdir()
         for name, state in states.items():
             save_file({k: t.contiguous() for k, t in state.items()}, part / f"{name}.safetensors")
         sizes = {path.name: path.stat().st_size for path in part.iterdir()}

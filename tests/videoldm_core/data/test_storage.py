@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,6 +75,18 @@ def test_unfinished_files_are_not_listed(tmp_path):
     assert LocalStorage(tmp_path).list() == {}
 
 
+def test_what_is_stored_or_fetched_survives_a_loss_of_power(s3, tmp_path, disk):
+    (tmp_path / "shard").write_bytes(b"shard")
+    LocalStorage(tmp_path / "store").put_file("shard-000000.tar", tmp_path / "shard")
+    LocalStorage(tmp_path / "store").write("index.json", b"{}")
+    s3.write("a.tar", b"content")
+    kept = s3.local_copy("a.tar", hashlib.sha256(b"content").hexdigest())
+    names = [path for kind, path in disk.events if kind == "name"]
+    store = tmp_path / "store"
+    assert names == [store / "shard-000000.tar", store / "index.json", kept]
+    assert disk.unsafe() == []
+
+
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "shard").write_bytes(b"")
@@ -84,6 +97,30 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
 def test_an_s3_location_needs_a_bucket():
     with pytest.raises(UserError, match=r"'s3://' names no bucket; write s3://BUCKET/PREFIX"):
         open_storage("s3://")
+
+
+@pytest.mark.parametrize(
+    "place", ["AKIA:s3cret@videos/x", "videos/x?key=s3cret", "videos/x#s3cret"]
+)
+def test_a_secret_in_a_location_is_refused_and_not_repeated(place):
+    with pytest.raises(UserError, match="The location of the store is not .* AWS_ACCESS") as error:
+        open_storage(f"s3://{place}")
+    assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://bob:s3cret@one", "http://one/?k=s3cret", "s3cret@one"]
+)
+def test_a_secret_in_the_endpoint_is_refused_and_not_repeated(s3, monkeypatch, endpoint):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(UserError, match="The endpoint of S3 is not .*AWS_SECRET") as error:
+        open_storage("s3://videos/x")
+    assert "s3cret" not in "".join(traceback.format_exception(error.value))
+
+
+def test_a_secret_that_s3_repeats_is_not_shown(s3):
+    said = s3._sentence("a", OSError("Could not connect to http://bob:s3cret@one/?key=s3cret"))
+    assert "s3cret" not in str(said)
 
 
 def test_a_bucket_that_is_not_there_is_named(s3):

@@ -30,6 +30,27 @@ def test_a_line_is_on_disk_when_write_returns(tmp_path: Path):
     assert journal.path.read_text().endswith("}\n")
 
 
+def test_synced_lines_and_the_journals_name_survive_a_loss_of_power(tmp_path: Path, disk):
+    journal = Journal(tmp_path / "stage" / "journal.jsonl")
+    journal.write(step=1)
+    journal.sync()
+    assert disk.synced(journal.path)
+    assert disk.synced(tmp_path / "stage")
+    assert disk.synced(tmp_path)
+
+
+def test_a_journal_that_cannot_reach_the_disk_is_one_sentence(tmp_path: Path, monkeypatch):
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.write(step=1)
+
+    def fail(file: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(UserError, match=r"Cannot write .*journal.jsonl': Input/output error"):
+        journal.sync()
+
+
 def test_a_later_run_adds_to_what_is_there(tmp_path: Path):
     Journal(tmp_path / "j.jsonl").write(step=1)
     Journal(tmp_path / "j.jsonl").write(step=2)
