@@ -55,6 +55,7 @@ def examine(run: RunConfig) -> list[Finding]:
         _versions,
         _processors,
         _accelerators,
+        _decoding,
         _output,
         _models,
         _servers,
@@ -140,6 +141,19 @@ def _accelerators(run: RunConfig) -> Iterator[Finding]:
         yield Finding("note", "accelerator", "none found; training runs on the CPU")
     for line in found:
         yield Finding("good", "accelerator", line)
+
+
+def _decoding(run: RunConfig) -> Iterator[Finding]:
+    """Child processes start, and the kernel keeps them from the network."""
+    from preprocessing.isolation import network_in_reach
+
+    try:
+        reason = network_in_reach()
+    except UserError as error:
+        yield Finding("bad", "decoding", f"no child process can decode: {error}")
+        return
+    reach = f"that could reach the network ({reason})" if reason else "without network"
+    yield Finding("note" if reason else "good", "decoding", f"in child processes {reach}")
 
 
 def _output(run: RunConfig) -> Iterator[Finding]:

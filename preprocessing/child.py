@@ -46,6 +46,10 @@ def no_progress(_: float) -> None:
     """For calls outside a child, which have no limits."""
 
 
+def nothing(_: Progress) -> None:
+    """A call that shows that children start."""
+
+
 class Meter:
     """The limits of one call, kept by the kernel: it ends this process even in the middle of C.
 

@@ -7,6 +7,7 @@ from preprocessing.listing import refusal_of
 from videoldm_core.errors import UserError
 
 _LOOKED_AT_BYTES = 4 * 1024 * 1024  # at either end of the file: where mp4 keeps its index
+_MOST_BOXES = 100_000  # two for each fragment of a day's recording; eight bytes can be one
 
 
 class DecodeError(UserError):
@@ -57,7 +58,9 @@ def _mp4_boxes(path: Path) -> tuple[set[str], bool]:
         return names, False
     size, at = path.stat().st_size, 0
     with path.open("rb") as file:
-        while at + 8 <= size and len(names) < 64:
+        for _ in range(_MOST_BOXES):
+            if at + 8 > size:
+                break
             file.seek(at)
             header = file.read(16)
             names.add(header[4:8].decode("latin-1"))

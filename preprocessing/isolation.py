@@ -18,7 +18,7 @@ from typing import Any
 
 from preprocessing import messages
 from preprocessing.answers import Call, Cause, IncomingAnswer, IsolatedError, Outcome, one_line
-from preprocessing.child import Limits
+from preprocessing.child import Limits, nothing
 from videoldm_core.errors import UserError
 from videoldm_core.interpreter import python_command, python_environment
 
@@ -29,6 +29,7 @@ CALLS_PER_CHILD = 200  # then a fresh one: what a library leaks is given back
 LONGEST_START_S = 600.0  # of a child, on a machine that is busy
 _GRACE_S = 3.0  # for a child that was told to end
 _SEND_S = 60.0  # for a child to take its next call
+_TO_START = Limits(idle_cpu_s=60.0, idle_wall_s=600.0, total_cpu_s=600.0)
 # By the clock, a call may take so many times its processor time, however often it says that it
 # gets on: a child in the hands of a hostile file can say so for ever.
 _MOST_WAITING = 10
@@ -114,6 +115,20 @@ class Workers:
                 self._children.remove(child)
             outcomes.append(outcome)
         yield from outcomes
+
+
+def network_in_reach() -> str:
+    """Why a child of this process could reach the network; empty if it could not. Starts one.
+
+    Raises:
+        IsolatedError: it does not start.
+    """
+    with Workers(1) as pool:
+        (outcome,) = pool.run(nothing, [Call((), _TO_START)])
+        if outcome.error:
+            raise outcome.error
+        assert pool.network is not None, "a child that answers has said what it reaches"
+        return pool.network
 
 
 class _Child:

@@ -148,11 +148,31 @@ def test_what_a_crash_says_is_printed_without_what_a_terminal_would_obey(monkeyp
     ]
 
 
+def _no_child():
+    raise UserError("it did not start")
+
+
 def test_the_doctor_shows_everything_a_run_needs(tmp_path):
     result = videoldm("doctor", "tiny", f"out={tmp_path}")
     assert result.exit_code == 0, result.output
     for looked_at in ("torch", "deepspeed", "cores", "memory", "free disk", "MLflow", "Prefect"):
         assert looked_at in result.stdout
+    assert "in child processes" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("reach", "shown"),
+    [
+        (lambda: "", "good  decoding              in child processes without network"),
+        (lambda: "no", "note  decoding              in child processes that could reach the netw"),
+        (_no_child, "bad   decoding              no child process can decode: it did not start"),
+    ],
+)
+def test_the_doctor_says_what_decoding_can_reach(reach, shown, tmp_path, monkeypatch):
+    monkeypatch.setattr("preprocessing.isolation.network_in_reach", reach)
+    result = videoldm("doctor", "tiny", f"out={tmp_path}")
+    assert shown in result.stdout
+    assert result.exit_code == (1 if shown.startswith("bad") else 0)
 
 
 def test_the_doctor_says_what_memory_every_stage_takes_on_the_runs_processes(tmp_path):

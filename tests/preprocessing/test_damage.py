@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 
+from preprocessing import damage
 from preprocessing.damage import DecodeError
 from preprocessing.decode import decode_frames, frame_times, probe_video
 
@@ -63,6 +64,14 @@ def test_an_empty_file_and_an_unfinished_one_say_so(counting_video, tmp_path):
     path.write_bytes(path.read_bytes()[:800])  # the index comes last
     with pytest.raises(DecodeError, match="^truncated: an mp4 file without its index"):
         probe_video(path)
+
+
+def test_a_file_of_nothing_but_boxes_is_looked_through_only_so_far(tmp_path, monkeypatch):
+    path = tmp_path / "boxes.mp4"
+    path.write_bytes(b"\0\0\0\x08ftyp" + b"\0\0\0\x08free" * 50 + b"\0\0\0\x09last")
+    assert damage._mp4_boxes(path) == ({"ftyp", "free", "last"}, True)
+    monkeypatch.setattr(damage, "_MOST_BOXES", 20)
+    assert damage._mp4_boxes(path) == ({"ftyp", "free"}, False)
 
 
 def test_a_playlist_opens_no_other_file(counting_video, tmp_path):

@@ -347,3 +347,12 @@ def test_a_child_reaches_no_network_or_the_pool_says_why():
     with socket.create_server(("127.0.0.1", 0)) as server, Workers(1) as workers:
         (outcome,) = workers.run(connect, [Call((server.getsockname()[1],), GENEROUS)])
         assert (outcome.value == "reached") == bool(workers.network)
+
+
+def test_it_is_known_before_any_call_what_children_reach(monkeypatch):
+    with Workers(1) as workers:
+        list(workers.run(double, [Call((1,), GENEROUS)]))
+        assert isolation.network_in_reach() == workers.network
+    monkeypatch.setattr(isolation, "_CHILD", "raise SystemExit(3)")
+    with pytest.raises(IsolatedError, match="exit code 3"):
+        isolation.network_in_reach()
