@@ -194,6 +194,7 @@ def _servers(run: RunConfig) -> Iterator[Finding]:
         settle_proxies(servers_of(run, table_of(run)))
     except UserError as error:
         yield Finding("bad", "servers", str(error))
+        return
     try:
         check_environment()
     except UserError as error:
