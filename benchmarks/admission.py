@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.timing import processor
-from preprocessing.admission import admit
-from preprocessing.admission_record import Admission, read_admission
-from preprocessing.decode import Probe
-from preprocessing.examine import FINDINGS, Finding
-from preprocessing.shard import plan_units
-from preprocessing.sources import Survey, survey_folder
-from videoldm_core.cascade import preset
+from preprocessing.admission.admit import admit
+from preprocessing.admission.examine import FINDINGS, Finding
+from preprocessing.admission.record import Admission, read_admission
+from preprocessing.encoding.shard import plan_units
+from preprocessing.sources.folder import Survey, survey_folder
+from preprocessing.video.decode import Probe
+from videoldm_core.cascade.stage import preset
 from videoldm_core.data.storage import LocalStorage
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel, UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 
-from videoldm_core.models.temporal import TemporalResBlock, TemporalTransformer
+from videoldm_core.models.temporal_blocks import TemporalResBlock, TemporalTransformer
 from videoldm_core.models.temporal_layers import TemporalConfig, TemporalLayers
 from videoldm_core.models.video_unet import VideoUNet, temporal_layers_for
 

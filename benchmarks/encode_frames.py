@@ -4,7 +4,7 @@
 
 Stable Diffusion's autoencoder (83.7 M parameters, random weights). On a CPU at 256x256 px: what a
 user would write first (float32, one frame per call, on all cores), the same in bf16, ours as a
-launched process runs it (preprocessing/encode.py: bf16 autocast, channels last, one thread per
+launched process runs it (encoding/latents.py: bf16 autocast, channels last, one thread per
 clip, memory that is kept), variants of ours, and TAESD's architecture, which is another encoder.
 Goal: 6 times the first line where the CPU multiplies bf16 matrices in hardware tiles (AMX). On an
 accelerator at 512x512 px, bf16, in batches, also compiled; goal 300 frames/s on an H200.
@@ -26,9 +26,9 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import timing
-from preprocessing.encode import encode_frames, encode_side_by_side
-from videoldm_core.machine import usable_cores
+from preprocessing.encoding.latents import encode_frames, encode_side_by_side
 from videoldm_core.models.image import AutoencoderConfig
+from videoldm_core.system.machine import usable_cores
 
 GOAL_CPU, GOAL_H200 = 6.0, 300.0
 CLIPS = 2  # side by side on a CPU

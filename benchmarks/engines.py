@@ -20,7 +20,7 @@ from benchmarks import timing
 from benchmarks.training_step import FULL, SMALL, Shape, video_unet
 from flows.launch.handed import HandedFile
 from flows.launch.local import LOOPBACK
-from videoldm_core.command import RENDEZVOUS
+from videoldm_core.system.command import RENDEZVOUS
 from videoldm_core.training.engine import (
     Engine,
     TorchEngine,

@@ -21,14 +21,14 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from benchmarks import timing
-from flows.config import load_run
-from flows.table import table_of
-from videoldm_core.cascade import Preset
+from flows.config.load import load_run
+from flows.config.stage_table import table_of
+from videoldm_core.cascade.stage import Preset
 from videoldm_core.data.loader import Batch
-from videoldm_core.expected_memory import StageMemory, expected_memory
-from videoldm_core.job import Job
+from videoldm_core.jobs.job import Job
+from videoldm_core.memory.stages import StageMemory, expected_memory
+from videoldm_core.objectives.build import build_task
 from videoldm_core.objectives.denoising import ScheduleConfig
-from videoldm_core.tasks import build_task
 from videoldm_core.training.loop import train
 from videoldm_core.training.start import start_players
 

@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 
 from benchmarks import timing
-from flows.launch.journal import JournalReader
-from videoldm_core.conditioning import KeyFrames
+from videoldm_core.diffusion.conditioning import KeyFrames
 from videoldm_core.errors import UserError
 from videoldm_core.generate import frame_rate, generate
 from videoldm_core.records import load_record
 from videoldm_core.sampling.loading import read_release
 from videoldm_core.sampling.request import Request
-from videoldm_core.sampling.unfinished import WHAT
+from videoldm_core.sampling.resume import WHAT
+from videoldm_core.system.journal_reader import JournalReader
 
 EVERY_S = 0.2
 MIB = 2**20

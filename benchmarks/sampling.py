@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import timing
-from videoldm_core.conditioning import Given, LowResolution
+from videoldm_core.diffusion.conditioning import Given, LowResolution
 from videoldm_core.models.image import AutoencoderConfig
 from videoldm_core.models.temporal_layers import TemporalConfig
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import timing
 from benchmarks.diffusers_video import both_models
 from videoldm_core.models.video_unet import VideoUNet
-from videoldm_core.training.players import trainable_parameters
+from videoldm_core.training.train_module import trainable_parameters
 
 
 class Size(NamedTuple):

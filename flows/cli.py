@@ -14,10 +14,11 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.config import RunConfig, load_run
-from flows.failures import StepsFailed
-from flows.proxies import keep_loopback_direct
-from flows.table import table_of
+from flows.config.load import load_run
+from flows.config.run import RunConfig
+from flows.config.stage_table import table_of
+from flows.runner.failures import StepsFailed
+from flows.runner.proxies import keep_loopback_direct
 from videoldm_core.errors import UserError, one_line
 
 app = typer.Typer(
@@ -149,7 +150,7 @@ def sample(
     Example: videoldm sample tiny sample.prompt="a bus in the rain" --to bus.mp4
     """
     config = load_run(runfile, overrides)
-    from flows.session import sample_to
+    from flows.runner.session import sample_to
 
     for video in sample_to(config, to):
         _say("Video", video)
@@ -166,7 +167,7 @@ def evaluate(
 
     Example: videoldm evaluate tiny --stage temporal
     """
-    from flows import session
+    from flows.runner import session
 
     session.evaluate(load_run(runfile, overrides), stage)
 
@@ -199,7 +200,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _work(config: RunConfig, *, only: tuple[str, ...] = ()) -> None:
-    from flows.session import work
+    from flows.runner.session import work
 
     work(config, only=only)
 

@@ -13,16 +13,17 @@ from typing import Literal, NamedTuple
 
 from rich.console import Console
 
-from flows.accelerators import accelerators
-from flows.addresses import check_environment
-from flows.config import RunConfig, tracking_uri
-from flows.prefect_api import check_server
-from flows.proxies import servers_of, settle_proxies
-from flows.quiet import silence_prefect
-from flows.table import table_of
-from flows.terminal import plain
+from flows.config.addresses import check_environment
+from flows.config.load import tracking_uri
+from flows.config.run import RunConfig
+from flows.config.stage_table import table_of
+from flows.runner.prefect_api import check_server
+from flows.runner.proxies import servers_of, settle_proxies
+from flows.runner.telemetry import silence_prefect
+from flows.runner.terminal import plain
 from videoldm_core.errors import UserError
-from videoldm_core.machine import usable_cores
+from videoldm_core.system.accelerators import accelerators
+from videoldm_core.system.machine import usable_cores
 
 Verdict = Literal["good", "note", "bad"]
 
@@ -78,8 +79,8 @@ def show_memory(run: RunConfig, console: Console | None = None) -> None:
     Raises:
         UserError: the run's stage table is not valid.
     """
-    from videoldm_core.expected_memory import expected_memory
-    from videoldm_core.training.memory import ZERO_STAGES
+    from videoldm_core.memory.stages import expected_memory
+    from videoldm_core.memory.state import ZERO_STAGES
 
     console = console or Console(highlight=False, soft_wrap=True)
     precision, processes = run.precision, run.processes
@@ -145,7 +146,7 @@ def _accelerators(run: RunConfig) -> Iterator[Finding]:
 
 def _decoding(run: RunConfig) -> Iterator[Finding]:
     """Child processes start, and the kernel keeps them from the network."""
-    from preprocessing.isolation import network_in_reach
+    from preprocessing.isolation.workers import network_in_reach
 
     try:
         reason = network_in_reach()
@@ -173,7 +174,7 @@ def _output(run: RunConfig) -> Iterator[Finding]:
 
 def _models(run: RunConfig) -> Iterator[Finding]:
     """The models that the run brings: folders are looked into, others read as it starts."""
-    from videoldm_core.objectives.brought import Brought, check_folder
+    from videoldm_core.objectives.pretrained import Brought, check_folder
 
     for stage in table_of(run).stages:
         if isinstance(stage.objective, Brought) and stage.objective.source is not None:

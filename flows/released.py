@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from flows.addresses import path_of
-from flows.registry import RELEASE, REQUEST, TEXT_TOWER, Defaults, Pin, PinnedRelease
-from flows.request_limits import RequestLimits
-from flows.scratch import ScratchFolder
-from flows.serving import Refused, Turns
-from videoldm_core.annotations import Word
+from flows.config.addresses import path_of
+from flows.config.request_limits import RequestLimits
+from flows.registry.versions import RELEASE, REQUEST, TEXT_TOWER, Defaults, Pin, PinnedRelease
+from flows.serving.scratch import ScratchFolder
+from flows.serving.turns import Refused, Turns
+from videoldm_core.cascade.annotations import Word
 from videoldm_core.errors import UserError
-from videoldm_core.files import sha256_of_file, sha256_of_folder
 from videoldm_core.records import Record, load_record, parse_record, shown
+from videoldm_core.system.files import sha256_of_file, sha256_of_folder
 
 if TYPE_CHECKING:
     import pandas
@@ -124,7 +124,7 @@ class Released:
 
     def _check_lengths(self, requests: "list[Request]") -> None:
         """Refuses what the models cannot do, and more frames than the release allows."""
-        from videoldm_core.sampling.lengths import frame_count
+        from videoldm_core.cascade.lengths import frame_count
         from videoldm_core.sampling.request import check
 
         release, total = self._models.release, 0
@@ -153,7 +153,7 @@ def lay_out(release: PinnedRelease, folder: Path) -> dict[str, Path]:
     Raises:
         UserError: a version is not in the registry, or is not what the release pins.
     """
-    from videoldm_core.training.published import FILE, part_paths, published_digest
+    from videoldm_core.jobs.published import FILE, part_paths, published_digest
 
     stages = {}
     for name, pin in release.stages.items():
@@ -176,7 +176,7 @@ def lay_out(release: PinnedRelease, folder: Path) -> dict[str, Path]:
 
 def _check_parts(stage: Path, stages: dict[str, Path]) -> None:
     """Refuses a stage.json whose weights are files of this machine that no pinned stage has."""
-    from videoldm_core.training.published import FILE, read_published
+    from videoldm_core.jobs.published import FILE, read_published
 
     published = read_published(stage)
     assert published is not None, "its digest was compared"

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from videoldm_core.models.image import AutoencoderConfig, UNetConfig
-from videoldm_core.models.text import CLIP_VOCABULARY, TextConfig, TextTower
+from videoldm_core.models.text.encoder import CLIP_VOCABULARY, TextConfig, TextTower
 from videoldm_core.objectives.denoising import ScheduleConfig
 
 ASSETS = Path(__file__).resolve().parents[2] / "shared" / "assets"

@@ -15,8 +15,8 @@ import av
 import mlflow
 import pytest
 
-from videoldm_core.cascade import preset
-from videoldm_core.training.published import part_paths, published_digest, read_published
+from videoldm_core.cascade.stage import preset
+from videoldm_core.jobs.published import part_paths, published_digest, read_published
 
 STAGES = preset("tiny").stages
 SMALL = [

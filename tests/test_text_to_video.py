@@ -13,13 +13,13 @@ import av
 import pytest
 import yaml
 
-from videoldm_core.cascade import preset
+from videoldm_core.cascade.stage import preset
 from videoldm_core.data.loader import read_batch
 from videoldm_core.data.plan import Windows
 from videoldm_core.data.store import open_store
-from videoldm_core.job import load_job
-from videoldm_core.models.text_source import OF_PIXELS
-from videoldm_core.training.published import part_paths, read_published
+from videoldm_core.jobs.job import load_job
+from videoldm_core.jobs.published import part_paths, read_published
+from videoldm_core.models.text.source import OF_PIXELS
 
 TABLE = preset("text_to_video")
 ROW = {"batch": 2, "micro_batch": 1, "heldout_clips": 2}

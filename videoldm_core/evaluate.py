@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from videoldm_core.command import run_command
-from videoldm_core.files import write_text_atomically
-from videoldm_core.job import Job, load_job
-from videoldm_core.metrics.measuring import Evidence
-from videoldm_core.metrics.worth import WorthRow, gather_series
-from videoldm_core.objectives.task import Parts
-from videoldm_core.stage_data import StageData
-from videoldm_core.training.published import part_paths
+from videoldm_core.evaluation.comparison import WorthRow, gather_series
+from videoldm_core.evaluation.measuring import Evidence
+from videoldm_core.jobs.clips import StageData
+from videoldm_core.jobs.job import Job, load_job
+from videoldm_core.jobs.published import part_paths
+from videoldm_core.models.parts import Parts
+from videoldm_core.system.command import run_command
+from videoldm_core.system.files import write_text_atomically
 
 FILE = "worth.json"
 

@@ -10,25 +10,25 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from videoldm_core.command import run_command
-from videoldm_core.conditioning import KeyFrames
+from videoldm_core.diffusion.conditioning import KeyFrames
+from videoldm_core.diffusion.labels_boxes import check_request
 from videoldm_core.errors import UserError
-from videoldm_core.files import write_bytes_atomically
+from videoldm_core.memory.state import Precision
 from videoldm_core.models.image import load_vae, shrinking
-from videoldm_core.models.stable_diffusion import load_image_model, load_text_tower
-from videoldm_core.models.text import TextTower
-from videoldm_core.models.text_source import pixel_tower
+from videoldm_core.models.pretrained.stable_diffusion import load_image_model, load_text_tower
+from videoldm_core.models.text.encoder import TextTower
+from videoldm_core.models.text.source import pixel_tower
 from videoldm_core.records import load_record
-from videoldm_core.sampling.drawing import Drawing, Prompt, RoleModel, Texts
+from videoldm_core.sampling.clip_sampler import Drawing, Prompt, RoleModel, Texts
 from videoldm_core.sampling.first_frame import encode_picture, read_picture
 from videoldm_core.sampling.interpolation import Progress
 from videoldm_core.sampling.loading import Release, load_cascade, predicted_by, read_release
-from videoldm_core.sampling.long import Cascade, first_latent, frames_of
+from videoldm_core.sampling.pipeline import Cascade, first_latent, frames_of
 from videoldm_core.sampling.request import Request, check, identity
-from videoldm_core.sampling.unfinished import end, folder_of, write_video
-from videoldm_core.told import check_request
-from videoldm_core.training.journal import Journal
-from videoldm_core.training.memory import Precision
+from videoldm_core.sampling.resume import end, folder_of, write_video
+from videoldm_core.system.command import run_command
+from videoldm_core.system.files import write_bytes_atomically
+from videoldm_core.system.journal import Journal
 
 
 @dataclass(frozen=True, kw_only=True)

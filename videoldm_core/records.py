@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from videoldm_core.errors import UserError, without_secrets
-from videoldm_core.plain_json import read_json
+from videoldm_core.system.plain_json import read_json
 
 R = TypeVar("R", bound="Record")
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running average, per step

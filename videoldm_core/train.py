@@ -14,31 +14,31 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed
 
-from videoldm_core.command import is_one_of_several, run_command
 from videoldm_core.data.loader import Batches
 from videoldm_core.data.plan import Plan
 from videoldm_core.evaluate import judge
-from videoldm_core.exchange import of_all_processes
-from videoldm_core.files import disk_error, publish_folder
-from videoldm_core.job import Job, load_job
-from videoldm_core.metrics.worth import WorthRow
-from videoldm_core.objectives.task import Parts
-from videoldm_core.previews import clips_shown, write_preview
-from videoldm_core.provenance import git_commit
-from videoldm_core.stage_data import StageData
-from videoldm_core.tasks import build_task
-from videoldm_core.training import actions
-from videoldm_core.training.checkpoints import latest_checkpoint, save_checkpoint
-from videoldm_core.training.engine import join_processes, leave_processes
-from videoldm_core.training.journal import Journal
-from videoldm_core.training.loop import train, warmup_and_cooldown
-from videoldm_core.training.published import (
+from videoldm_core.evaluation.comparison import WorthRow
+from videoldm_core.evaluation.previews import clips_shown, write_preview
+from videoldm_core.jobs.clips import StageData
+from videoldm_core.jobs.job import Job, load_job
+from videoldm_core.jobs.published import (
     FILE,
     PublishedStage,
     describe_parts,
     read_published,
     write_published,
 )
+from videoldm_core.models.parts import Parts
+from videoldm_core.objectives.build import build_task
+from videoldm_core.system.command import is_one_of_several, run_command
+from videoldm_core.system.files import disk_error, publish_folder
+from videoldm_core.system.git import git_commit
+from videoldm_core.system.journal import Journal
+from videoldm_core.training import actions
+from videoldm_core.training.checkpoints import latest_checkpoint, save_checkpoint
+from videoldm_core.training.engine import join_processes, leave_processes
+from videoldm_core.training.exchange import of_all_processes
+from videoldm_core.training.loop import train, warmup_and_cooldown
 from videoldm_core.training.start import release_players, start_players
 
 PACKAGES = ("torch", "diffusers", "deepspeed", "webdataset")
@@ -234,7 +234,7 @@ class StageRun:
 
 
 def _null_text(folder: Path) -> Tensor:
-    from videoldm_core.models.text import TextTower
+    from videoldm_core.models.text.encoder import TextTower
 
     return TextTower.load(folder).encode([""])[0]
 

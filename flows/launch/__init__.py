@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Protocol
 
-from flows.launch.leash import End, log_of_rank
+from flows.launch.supervisor import End, log_of_rank
 from videoldm_core.errors import one_line, without_secrets
 from videoldm_core.records import Record
 

@@ -14,14 +14,15 @@ import uuid
 from pathlib import Path
 from threading import Event
 
-from flows.launch import Cancelled, Command, OnLine, StageCrashed, leash
+from flows.launch import Cancelled, Command, OnLine, StageCrashed
+from flows.launch import supervisor as leash
 from flows.launch.handed import HandedFile
-from flows.launch.journal import JournalReader
-from videoldm_core.command import RENDEZVOUS, REPORT
 from videoldm_core.errors import UserError
-from videoldm_core.files import append_private, disk_error
-from videoldm_core.interpreter import python_command, python_environment
-from videoldm_core.machine import usable_cores
+from videoldm_core.system.command import RENDEZVOUS, REPORT
+from videoldm_core.system.files import append_private, disk_error
+from videoldm_core.system.interpreter import python_command, python_environment
+from videoldm_core.system.journal_reader import JournalReader
+from videoldm_core.system.machine import usable_cores
 
 POLL_S = 0.2
 TAIL_LINES = 12

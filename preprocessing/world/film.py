@@ -23,9 +23,9 @@ import numpy as np
 
 from preprocessing.world.render import Renderer, boxes_of_cars, camera_of
 from preprocessing.world.scene import Scene, compose_scene
-from videoldm_core.files import write_bytes_atomically, write_text_atomically
-from videoldm_core.machine import usable_cores
 from videoldm_core.records import Record
+from videoldm_core.system.files import write_bytes_atomically, write_text_atomically
+from videoldm_core.system.machine import usable_cores
 
 WORLD_VERSION = 1  # raise it when a scene's frames change, so that old files are made anew
 ENCODER = {"crf": "16", "preset": "faster"}

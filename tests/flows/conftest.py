@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.registry import (
+from flows.registry.versions import (
     Defaults,
     Pin,
     PinnedRelease,
@@ -15,12 +15,12 @@ from flows.registry import (
     register_release,
     register_stage,
 )
-from flows.stages import own_files
-from flows.tracking import Tracker
+from flows.steps.stage_runner import own_files
+from flows.tracking.tracker import Tracker
 from tests.videoldm_core.releases import TINY
-from videoldm_core.files import sha256_of_folder
-from videoldm_core.sampling.config import SamplingConfig
-from videoldm_core.training.published import published_digest, read_published
+from videoldm_core.cascade.sampling import SamplingConfig
+from videoldm_core.jobs.published import published_digest, read_published
+from videoldm_core.system.files import sha256_of_folder
 
 STEPS = {"steps": 1, "interpolation_steps": 1, "upscale_steps": 1}
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows import session
 from flows.cli import app
-from flows.failures import StepsFailed
 from flows.launch import Command, StageCrashed
-from flows.launch.leash import End
-from videoldm_core.cascade import preset
+from flows.launch.supervisor import End
+from flows.runner import session
+from flows.runner.failures import StepsFailed
+from videoldm_core.cascade.stage import preset
 from videoldm_core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -169,7 +169,7 @@ def test_the_doctor_shows_everything_a_run_needs(tmp_path):
     ],
 )
 def test_the_doctor_says_what_decoding_can_reach(reach, shown, tmp_path, monkeypatch):
-    monkeypatch.setattr("preprocessing.isolation.network_in_reach", reach)
+    monkeypatch.setattr("preprocessing.isolation.workers.network_in_reach", reach)
     result = videoldm("doctor", "tiny", f"out={tmp_path}")
     assert shown in result.stdout
     assert result.exit_code == (1 if shown.startswith("bad") else 0)

@@ -15,12 +15,12 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from flows.released import Released, lay_out
-from flows.tracking import Tracker
+from flows.tracking.tracker import Tracker
 from tests.videoldm_core.releases import request_for
 from videoldm_core import generate as generating
 from videoldm_core.errors import UserError
 from videoldm_core.generate import generate
-from videoldm_core.training.published import part_paths
+from videoldm_core.jobs.published import part_paths
 
 from .conftest import defaults
 

@@ -9,11 +9,11 @@ import av
 import numpy as np
 import pytest
 
-from preprocessing import examine
-from preprocessing.admission import admit
-from preprocessing.child import no_progress
-from preprocessing.isolation import Outcome, Workers
-from preprocessing.sources import NOTHING_ELSE, find_sources
+from preprocessing.admission import examine
+from preprocessing.admission.admit import admit
+from preprocessing.isolation.child import no_progress
+from preprocessing.isolation.workers import Outcome, Workers
+from preprocessing.sources.folder import NOTHING_ELSE, find_sources
 from videoldm_core.errors import UserError
 
 WINDOWS = {"image": (1, (1,)), "motion": (5, (4, 1)), "upscaler": (6, (1,))}

@@ -14,12 +14,12 @@ import av
 import numpy as np
 import torch
 
-from preprocessing.admission import admit
-from preprocessing.admission_record import Admission
-from preprocessing.plausible import MOST_CLIPS_PER_FRAME, Timeline, why_implausible
-from preprocessing.sources import find_sources
-from preprocessing.stores import StoreRequest, encode_pixels
-from videoldm_core.cascade import VideoFormat
+from preprocessing.admission.admit import admit
+from preprocessing.admission.record import Admission
+from preprocessing.encoding.stores import StoreRequest, encode_pixels
+from preprocessing.sources.folder import find_sources
+from preprocessing.video.plausible import MOST_CLIPS_PER_FRAME, Timeline, why_implausible
+from videoldm_core.cascade.stage import VideoFormat
 from videoldm_core.data.store import open_store
 
 # name, encoder, pixel format

@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from preprocessing.plausible import LONGEST_MEAN_FRAME_S
+from preprocessing.video.plausible import LONGEST_MEAN_FRAME_S
 from tests.preprocessing.damaged import CONTAINERS, FRAMES, Tally, damaged, try_damages, write_sound
 
 MOST_GROWTH_BYTES = 512 * 2**20  # of this process, whatever the files claim

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from videoldm_core.cascade import Stage, VideoFormat
-from videoldm_core.conditioning import FirstFrames
+from videoldm_core.cascade.stage import Stage, VideoFormat
 from videoldm_core.data.loader import Batch
 from videoldm_core.data.shards import (
     ClipInfo,
@@ -18,9 +17,10 @@ from videoldm_core.data.shards import (
     ShardWriter,
     StoreIdentity,
 )
-from videoldm_core.job import Job
-from videoldm_core.metrics.video_proofs import UsesFirstFrames
-from videoldm_core.models.text import TextConfig, TextTower
+from videoldm_core.diffusion.conditioning import FirstFrames
+from videoldm_core.evaluation.video import UsesFirstFrames
+from videoldm_core.jobs.job import Job
+from videoldm_core.models.text.encoder import TextConfig, TextTower
 from videoldm_core.objectives.denoising import Denoising
 from videoldm_core.training.optimizer import OptimizerConfig
 

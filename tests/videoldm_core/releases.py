@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from videoldm_core.cascade import Roles, Stage, preset
+from videoldm_core.cascade.stage import Roles, Stage, preset
+from videoldm_core.jobs.published import PublishedStage, describe_parts, write_published
 from videoldm_core.models.image import UNetConfig, load_unet, load_vae
 from videoldm_core.models.temporal_layers import TemporalConfig
-from videoldm_core.models.text import TextConfig, TextTower
+from videoldm_core.models.text.encoder import TextConfig, TextTower
 from videoldm_core.models.video_decoder import temporal_decoder_for
 from videoldm_core.models.video_unet import temporal_layers_for
 from videoldm_core.objectives.denoising import ScheduleConfig
 from videoldm_core.sampling.request import Request
-from videoldm_core.training.published import PublishedStage, describe_parts, write_published
 
 TINY = preset("tiny")
 VIDEO = TINY.video.model_copy(update={"height": 16, "width": 24})

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from videoldm_core.cascade import Preset, preset
+from videoldm_core.cascade.stage import Preset, preset
 
 PRESETS = ("tiny", "driving", "driving_scenarios", "text_to_video")
 

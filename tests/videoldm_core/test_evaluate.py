@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from videoldm_core.conditioning import FirstFrames
+from videoldm_core.diffusion.conditioning import FirstFrames
 from videoldm_core.evaluate import judge
-from videoldm_core.metrics.measuring import Evidence
-from videoldm_core.metrics.video_proofs import UsesFirstFrames
-from videoldm_core.previews import clips_shown
-from videoldm_core.stage_data import StageData, clips_at_once
+from videoldm_core.evaluation.measuring import Evidence
+from videoldm_core.evaluation.previews import clips_shown
+from videoldm_core.evaluation.video import UsesFirstFrames
+from videoldm_core.jobs.clips import StageData, clips_at_once
 
 from .conftest import STAGE
 
@@ -65,7 +65,7 @@ def test_clips_to_calibrate_on_are_read_when_they_are_asked_for(job_of, monkeypa
     data = StageData(job, rank=0, world=1)
     read: list[int] = []
     monkeypatch.setattr(
-        "videoldm_core.stage_data.read_batch", lambda *_, first_id, **__: read.append(first_id)
+        "videoldm_core.jobs.clips.read_batch", lambda *_, first_id, **__: read.append(first_id)
     )
     clips = data.training_clips()
     assert read == []
@@ -74,7 +74,7 @@ def test_clips_to_calibrate_on_are_read_when_they_are_asked_for(job_of, monkeypa
 
 
 def test_a_bfloat16_stage_is_judged_in_numbers_close_to_those_of_float32(job_of, tmp_path):
-    from videoldm_core.tasks import build_task
+    from videoldm_core.objectives.build import build_task
 
     rows = {}
     for precision in ("fp32", "bf16"):

@@ -13,12 +13,12 @@ from PIL import Image
 
 from tests.videoldm_core.releases import TEXT_TO_VIDEO, TINY, request_for, request_values
 from videoldm_core import generate as generating
-from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.diffusion.schedule import NoiseSchedule
 from videoldm_core.errors import UserError
 from videoldm_core.generate import generate, main
 from videoldm_core.models.image import load_unet, load_vae
-from videoldm_core.models.stable_diffusion import ImageModel
-from videoldm_core.models.text import TextTower
+from videoldm_core.models.pretrained.stable_diffusion import ImageModel
+from videoldm_core.models.text.encoder import TextTower
 
 
 def frames_of(path: Path) -> list[np.ndarray]:

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from flows.launch import Command
-from flows.launch.leash import MARK, marked_processes
 from flows.launch.local import LocalLauncher
-from videoldm_core.training.published import read_published
+from flows.launch.supervisor import MARK, marked_processes
+from videoldm_core.jobs.published import read_published
 
 from .conftest import STAGE
 

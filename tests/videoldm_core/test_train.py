@@ -17,15 +17,15 @@ import videoldm_core.train
 from videoldm_core.data.loader import Batch
 from videoldm_core.data.shards import Index
 from videoldm_core.evaluate import judge
-from videoldm_core.files import sha256_of_folder
-from videoldm_core.job import Job
-from videoldm_core.metrics.image_proofs import BeatsLinearDenoiser
-from videoldm_core.objectives.task import Task
-from videoldm_core.provenance import git_commit
-from videoldm_core.tasks import build_task
+from videoldm_core.evaluation.image import BeatsLinearDenoiser
+from videoldm_core.jobs.job import Job
+from videoldm_core.jobs.published import part_paths, read_published
+from videoldm_core.objectives.build import build_task
+from videoldm_core.system.files import sha256_of_folder
+from videoldm_core.system.git import git_commit
 from videoldm_core.train import main
-from videoldm_core.training.players import Player
-from videoldm_core.training.published import part_paths, read_published
+from videoldm_core.training.task import Task
+from videoldm_core.training.train_module import Player
 
 from .conftest import CHECKPOINT_EVERY, STAGE, STEPS, write_store
 
@@ -36,7 +36,7 @@ KILLED_AFTER_STEP = 6
 KILLED = f"""
 import os, signal, sys
 from videoldm_core.train import main
-from videoldm_core.training.journal import Journal
+from videoldm_core.system.journal import Journal
 
 write = Journal.write
 

@@ -10,22 +10,22 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import videoldm_core.train
-from videoldm_core.cascade import Stage, VideoFormat
+from videoldm_core.cascade.stage import Stage, VideoFormat
 from videoldm_core.data.loader import read_batch
 from videoldm_core.data.plan import Plan
-from videoldm_core.job import Job
-from videoldm_core.metrics.image_proofs import ReconstructsFrames
+from videoldm_core.diffusion.sample_rng import SampleRng
+from videoldm_core.evaluation.image import ReconstructsFrames
+from videoldm_core.jobs.clips import StageData
+from videoldm_core.jobs.job import Job
+from videoldm_core.jobs.published import part_paths
 from videoldm_core.models.image import AutoencoderConfig, latent_scale, load_vae
-from videoldm_core.models.text import TextTower
+from videoldm_core.models.text.encoder import TextTower
 from videoldm_core.objectives.autoencoding import Autoencoding
+from videoldm_core.objectives.build import build_task
 from videoldm_core.objectives.denoising import DenoisingTask
-from videoldm_core.objectives.task import Task
-from videoldm_core.randomness import SampleRng
-from videoldm_core.stage_data import StageData
-from videoldm_core.tasks import build_task
 from videoldm_core.train import run
-from videoldm_core.training.players import Turn
-from videoldm_core.training.published import part_paths
+from videoldm_core.training.task import Task
+from videoldm_core.training.train_module import Turn
 
 from .conftest import STAGE
 from .data.conftest import pixel_clip, write_store

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from videoldm_core.annotations import Box, BoxedFrame, LabelKind, Vocabulary
-from videoldm_core.cascade import Preset, Stage, VideoFormat, preset
+from videoldm_core.cascade.annotations import Box, BoxedFrame, LabelKind, Vocabulary
+from videoldm_core.cascade.checks.handoffs import check_handoffs, told_vocabulary
+from videoldm_core.cascade.stage import Preset, Stage, VideoFormat, preset
 from videoldm_core.data.shards import (
     ClipInfo,
     Index,
@@ -18,18 +19,17 @@ from videoldm_core.data.shards import (
     StoreIdentity,
 )
 from videoldm_core.errors import UserError
-from videoldm_core.handoffs import check_handoffs, told_vocabulary
-from videoldm_core.job import Job
-from videoldm_core.metrics.image_proofs import BeatsLinearDenoiser
-from videoldm_core.metrics.video_proofs import BeatsImageModel, UsesFirstFrames
+from videoldm_core.evaluation.image import BeatsLinearDenoiser
+from videoldm_core.evaluation.video import BeatsImageModel, UsesFirstFrames
+from videoldm_core.jobs.clips import StageData
+from videoldm_core.jobs.job import Job
+from videoldm_core.jobs.published import part_paths, read_published
 from videoldm_core.models.condition_tokens import load_vocabulary
+from videoldm_core.models.denoiser import load_denoiser
 from videoldm_core.models.image import UNetConfig
-from videoldm_core.models.text import TextConfig, TextTower
-from videoldm_core.objectives.denoiser import load_denoiser
+from videoldm_core.models.text.encoder import TextConfig, TextTower
 from videoldm_core.objectives.denoising import Denoising, ScheduleConfig
-from videoldm_core.stage_data import StageData
 from videoldm_core.train import run
-from videoldm_core.training.published import part_paths, read_published
 
 TIME = LabelKind(name="time", values=("day", "night"))
 WORDS = Vocabulary(labels=(TIME,), box_classes=("car",), max_boxes=3)
@@ -198,9 +198,10 @@ class Deaf(torch.nn.Module):
 def test_proofs_tell_the_model_what_the_clips_are_told(
     proof, job_of: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ):
-    from videoldm_core.metrics import image_proofs, video_proofs
-    from videoldm_core.metrics.measuring import Evidence
-    from videoldm_core.tasks import build_task
+    from videoldm_core.evaluation import image as image_proofs
+    from videoldm_core.evaluation import video as video_proofs
+    from videoldm_core.evaluation.measuring import Evidence
+    from videoldm_core.objectives.build import build_task
 
     job = job_of(IMAGE)
     model = build_task(job, torch.zeros(4, 8)).model  # type: ignore[attr-defined]

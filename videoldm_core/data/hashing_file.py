@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from videoldm_core.files import disk_error
+from videoldm_core.system.files import disk_error
 
 
 class HashingFile:

@@ -13,10 +13,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from videoldm_core.annotations import Box, Vocabulary
+from videoldm_core.cascade.annotations import Box, Vocabulary
 from videoldm_core.data.plan import Plan, Window, Windows
 from videoldm_core.data.store import Sample, Store
-from videoldm_core.told import Told, told_of
+from videoldm_core.diffusion.labels_boxes import Told, told_of
 
 AHEAD = 2  # batches read before they are asked for
 

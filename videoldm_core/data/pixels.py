@@ -4,7 +4,7 @@ The video is coded as RGB (libx264rgb), so no colour matrix, range or chroma sub
 between the frames that
 were written and those that are read: measured on natural footage 48-52 dB without bias, where
 yuv444p at the same speed shifts colours by half a grey level. Nothing here reads videos that others
-made (preprocessing/decode.py).
+made (preprocessing/video/decode.py).
 """
 
 import io

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from videoldm_core.annotations import BoxedFrame
+from videoldm_core.cascade.annotations import BoxedFrame
 from videoldm_core.data.shuffle import mixed, shuffled
 from videoldm_core.errors import UserError
 

@@ -17,7 +17,7 @@ from typing import IO, Any, Literal, Self, TypeVar, cast
 import numpy as np
 from pydantic import BaseModel, NonNegativeInt, ValidationError, model_validator
 
-from videoldm_core.annotations import Annotations
+from videoldm_core.cascade.annotations import Annotations
 from videoldm_core.data.hashing_file import HashingFile
 from videoldm_core.data.names import (
     ClipKey,

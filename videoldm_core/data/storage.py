@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from videoldm_core.addresses import checked_address
 from videoldm_core.errors import ShardError, UserError
-from videoldm_core.files import (
+from videoldm_core.system.addresses import checked_address
+from videoldm_core.system.files import (
     disk_error,
     make_folder,
     publish_file,
     sha256_of_file,
     write_bytes_atomically,
 )
-from videoldm_core.locks import lock
+from videoldm_core.system.locks import lock
 
 ATTEMPTS = 6  # in a row without a single new byte, before a read gives up
 MULTIPART_BYTES = 64 << 20

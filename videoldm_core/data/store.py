@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from videoldm_core.annotations import BoxedFrame
+from videoldm_core.cascade.annotations import BoxedFrame
 from videoldm_core.data.index import read_index
 from videoldm_core.data.npy import HEADER_BYTES, SameShapes, parse_npy, parse_npy_header
 from videoldm_core.data.pixels import FrameCache, decode_clip_frames

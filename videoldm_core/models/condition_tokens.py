@@ -14,12 +14,12 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from videoldm_core.annotations import Vocabulary
+from videoldm_core.cascade.annotations import Vocabulary
+from videoldm_core.diffusion.labels_boxes import FIRST_CLASS, Told, nothing_told
 from videoldm_core.errors import UserError
 from videoldm_core.models.video_unet import VideoUNet
 from videoldm_core.models.weights import check_keys, read_tensors
 from videoldm_core.records import load_record
-from videoldm_core.told import FIRST_CLASS, Told, nothing_told
 
 CONFIG, WEIGHTS = "tokens.json", "tokens.safetensors"
 FREQUENCIES = 8  # the finest Fourier feature has a period of 1/64 of the frame

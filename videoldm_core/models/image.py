@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from pydantic import Field
 from torch import Tensor, nn
 
-from videoldm_core.models.described import MOST_LEVELS, scale_of
-from videoldm_core.models.folders import load_module, read_config
+from videoldm_core.models.pretrained.described import MOST_LEVELS, scale_of
+from videoldm_core.models.pretrained.folders import load_module, read_config
 from videoldm_core.records import Record
 
 ENCODED_PX = 8 * 512 * 512  # of frames that are encoded at once

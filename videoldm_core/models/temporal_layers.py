@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from videoldm_core.errors import UserError
-from videoldm_core.models.places import Place
-from videoldm_core.models.temporal import (
+from videoldm_core.models.sites import Place
+from videoldm_core.models.temporal_blocks import (
     TemporalResBlock,
     TemporalTransformer,
     sinusoid,

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from videoldm_core.models.places import Place, decoder_places, resnet_name
-from videoldm_core.models.temporal import TemporalResBlock, zeroed
+from videoldm_core.models.sites import Place, decoder_places, resnet_name
+from videoldm_core.models.temporal_blocks import TemporalResBlock, zeroed
 from videoldm_core.models.weights import check_keys, read_tensors
 
 

@@ -11,8 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from videoldm_core.models.places import attentions_of, resnet_name, transformer_name, unet_places
-from videoldm_core.models.temporal import band
+from videoldm_core.models.sites import attentions_of, resnet_name, transformer_name, unet_places
+from videoldm_core.models.temporal_blocks import band
 from videoldm_core.models.temporal_layers import TemporalConfig, TemporalLayers, initialised
 
 

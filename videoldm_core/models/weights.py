@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from videoldm_core.errors import UserError, reason_of
-from videoldm_core.models.pickles import load_pickled, unreadable
+from videoldm_core.models.pretrained.pickles import load_pickled, unreadable
 
 # How often a pickle may give out the same numbers under other names, as tied weights are.
 MOST_SHARING = 4

@@ -14,7 +14,7 @@ from torch.nn.grad import conv2d_weight, conv3d_weight
 from videoldm_core.data.loader import Batch
 from videoldm_core.models.discriminator import hinge_loss
 from videoldm_core.training.optimizer import OptimizerConfig
-from videoldm_core.training.players import Player, Turn, trainable_parameters
+from videoldm_core.training.train_module import Player, Turn, trainable_parameters
 
 Error = Callable[[Tensor], Tensor]  # made frames -> their mean error, a scalar
 

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from videoldm_core.data.loader import Batch
-from videoldm_core.metrics.quality import psnr
+from videoldm_core.diffusion.sample_rng import SampleRng
+from videoldm_core.evaluation.quality import psnr
 from videoldm_core.models.discriminator import CriticConfig, PatchDiscriminator2D
 from videoldm_core.models.image import AutoencoderConfig
 from videoldm_core.models.perceptual import NO_BACKBONE, PerceptualConfig, load_perceptual
 from videoldm_core.objectives.adversarial import Adversary, Alone, Made
-from videoldm_core.objectives.task import device_of
-from videoldm_core.randomness import SampleRng
 from videoldm_core.records import Record, Weight
 from videoldm_core.training.optimizer import OptimizerConfig
-from videoldm_core.training.players import Player, Turn, trainable_parameters
+from videoldm_core.training.task import device_of
+from videoldm_core.training.train_module import Player, Turn, trainable_parameters
 
 
 class Autoencoding(Record):

@@ -9,16 +9,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from videoldm_core.data.loader import Batch
-from videoldm_core.metrics.quality import flicker, psnr
+from videoldm_core.evaluation.quality import flicker, psnr
 from videoldm_core.models.discriminator import CriticConfig, PatchDiscriminator3D
 from videoldm_core.models.image import encoded_mean, load_vae
+from videoldm_core.models.parts import Parts
 from videoldm_core.models.perceptual import NO_BACKBONE, PerceptualConfig, load_perceptual
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
 from videoldm_core.objectives.adversarial import Adversary, Made
-from videoldm_core.objectives.task import Parts, device_of
 from videoldm_core.records import Record, Weight
 from videoldm_core.training.optimizer import OptimizerConfig
-from videoldm_core.training.players import Player, Turn, trainable_parameters
+from videoldm_core.training.task import device_of
+from videoldm_core.training.train_module import Player, Turn, trainable_parameters
 
 
 class TemporalDecoding(Record):

@@ -8,28 +8,29 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from videoldm_core.annotations import Vocabulary
-from videoldm_core.conditioning import AnyGiven, KeyFrames, LowResolution, Nothing
+from videoldm_core.cascade.annotations import Vocabulary
 from videoldm_core.data.loader import Batch
-from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.diffusion.conditioning import AnyGiven, KeyFrames, LowResolution, Nothing
+from videoldm_core.diffusion.labels_boxes import Told
+from videoldm_core.diffusion.sample_rng import SampleRng
+from videoldm_core.diffusion.schedule import NoiseSchedule
 from videoldm_core.errors import UserError
 from videoldm_core.models.condition_tokens import ConditionedUNet, condition_tokens_for
-from videoldm_core.models.image import UNetConfig, load_unet
-from videoldm_core.models.temporal_layers import TemporalConfig
-from videoldm_core.models.video_unet import VideoUNet, temporal_layers_for
-from videoldm_core.objectives.denoiser import (
+from videoldm_core.models.denoiser import (
     Denoiser,
     check_text,
     diffused_by,
     inherited_tokens,
     predict,
 )
-from videoldm_core.objectives.task import Parts, device_of
-from videoldm_core.randomness import SampleRng
+from videoldm_core.models.image import UNetConfig, load_unet
+from videoldm_core.models.parts import Parts
+from videoldm_core.models.temporal_layers import TemporalConfig
+from videoldm_core.models.video_unet import VideoUNet, temporal_layers_for
 from videoldm_core.records import Record, Share
-from videoldm_core.told import Told
 from videoldm_core.training.optimizer import OptimizerConfig
-from videoldm_core.training.players import Player, Turn, trainable_parameters
+from videoldm_core.training.task import device_of
+from videoldm_core.training.train_module import Player, Turn, trainable_parameters
 
 
 class ScheduleConfig(Record):

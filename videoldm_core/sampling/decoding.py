@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from videoldm_core.conditioning import LowResolution
+from videoldm_core.diffusion.conditioning import LowResolution
 from videoldm_core.models.video_decoder import VideoDecoder
-from videoldm_core.sampling.drawing import Drawing, RoleModel, check_finite
+from videoldm_core.sampling.clip_sampler import Drawing, RoleModel, check_finite
 from videoldm_core.sampling.interpolation import Latents
 from videoldm_core.sampling.key_frames import check_length
-from videoldm_core.sampling.pieces import Cut, tiles
+from videoldm_core.sampling.tiling import Cut, tiles
 
 
 class Frames:

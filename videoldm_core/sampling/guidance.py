@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from videoldm_core.conditioning import Given
-from videoldm_core.objectives.denoiser import Denoiser, predict
+from videoldm_core.diffusion.conditioning import Given
+from videoldm_core.models.denoiser import Denoiser, predict
 from videoldm_core.records import Record
 
 

@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from videoldm_core.conditioning import Given, KeyFrames
-from videoldm_core.randomness import SampleRng
-from videoldm_core.sampling.drawing import Drawing, RoleModel, check_finite
+from videoldm_core.diffusion.conditioning import Given, KeyFrames
+from videoldm_core.diffusion.sample_rng import SampleRng
+from videoldm_core.sampling.clip_sampler import Drawing, RoleModel, check_finite
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 GROUPS_KEPT = 2  # what is asked for next to one another may straddle two

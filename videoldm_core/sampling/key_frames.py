@@ -11,11 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from videoldm_core.conditioning import FirstFrames, Given, mark_known
+from videoldm_core.diffusion.conditioning import FirstFrames, Given, mark_known
 from videoldm_core.errors import UserError
-from videoldm_core.files import write_bytes_atomically
-from videoldm_core.sampling.drawing import Drawing, RoleModel, check_finite
+from videoldm_core.sampling.clip_sampler import Drawing, RoleModel, check_finite
 from videoldm_core.sampling.interpolation import Progress
+from videoldm_core.system.files import write_bytes_atomically
 
 CARRIED = 2  # frames that a call is given of those before: they show place and motion
 

@@ -9,25 +9,31 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from videoldm_core.annotations import Vocabulary
-from videoldm_core.cascade import Roles
-from videoldm_core.conditioning import AnyGiven, FirstFrames, KeyFrames, LowResolution, Nothing
-from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.cascade.annotations import Vocabulary
+from videoldm_core.cascade.stage import Roles
+from videoldm_core.diffusion.conditioning import (
+    AnyGiven,
+    FirstFrames,
+    KeyFrames,
+    LowResolution,
+    Nothing,
+)
+from videoldm_core.diffusion.schedule import NoiseSchedule
 from videoldm_core.errors import UserError
+from videoldm_core.jobs.published import PublishedStage, part_paths, read_published
+from videoldm_core.memory.state import Precision
 from videoldm_core.models.condition_tokens import load_vocabulary
-from videoldm_core.models.folders import CONFIG, on_meta, read_config
+from videoldm_core.models.denoiser import Denoiser, load_denoiser
 from videoldm_core.models.image import load_unet, load_vae, shrinking
-from videoldm_core.models.single_file import Predicts
-from videoldm_core.models.stable_diffusion import ImageModel
+from videoldm_core.models.parts import Parts
+from videoldm_core.models.pretrained.folders import CONFIG, on_meta, read_config
+from videoldm_core.models.pretrained.single_file import Predicts
+from videoldm_core.models.pretrained.stable_diffusion import ImageModel
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
 from videoldm_core.models.weights import hold_frozen_in_bf16
-from videoldm_core.objectives.denoiser import Denoiser, load_denoiser
 from videoldm_core.objectives.denoising import Denoising
-from videoldm_core.objectives.task import Parts
-from videoldm_core.sampling.drawing import RoleModel
-from videoldm_core.sampling.long import Cascade
-from videoldm_core.training.memory import Precision
-from videoldm_core.training.published import PublishedStage, part_paths, read_published
+from videoldm_core.sampling.clip_sampler import RoleModel
+from videoldm_core.sampling.pipeline import Cascade
 
 # What the model of a role may have been trained to be given.
 GIVEN = {

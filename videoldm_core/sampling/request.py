@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from videoldm_core.annotations import GivenBox
-from videoldm_core.cascade import Roles
-from videoldm_core.conditioning import FirstFrames
+from videoldm_core.cascade.annotations import GivenBox
+from videoldm_core.cascade.checks.sampling import check_asked
+from videoldm_core.cascade.checks.trained_states import Inputs
+from videoldm_core.cascade.sampling import SamplingConfig
+from videoldm_core.cascade.stage import Roles
+from videoldm_core.diffusion.conditioning import FirstFrames
 from videoldm_core.errors import UserError
-from videoldm_core.files import sha256_of_file, sha256_of_folder
+from videoldm_core.jobs.published import published_digest
+from videoldm_core.memory.state import Precision
 from videoldm_core.records import Record
-from videoldm_core.sampling.asked import check_asked
-from videoldm_core.sampling.config import SamplingConfig
 from videoldm_core.sampling.loading import Release
-from videoldm_core.sampling.trained_states import Inputs
-from videoldm_core.training.memory import Precision
-from videoldm_core.training.published import published_digest
+from videoldm_core.system.files import sha256_of_file, sha256_of_folder
 
 FORMAT = 3  # of sampling: raised when the same request and weights make another video
 PACKAGES = ("videoldm", "torch", "diffusers", "av")  # whose version decides bytes

@@ -14,7 +14,7 @@ from diffusers import (
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
-from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.diffusion.schedule import NoiseSchedule
 
 
 class Ddim(DDIMScheduler):

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from videoldm_core.files import disk_error, make_folder, publish_file
+from videoldm_core.system.files import disk_error, make_folder, publish_file
 
 PREVIEW_FPS = 8  # of a preview that keeps the video's pace
 PREVIEW_PX = 320  # longest side

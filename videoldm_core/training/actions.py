@@ -10,13 +10,13 @@ import torch
 from torch import distributed
 
 from videoldm_core.data.loader import Batch
+from videoldm_core.diffusion.sample_rng import SampleRng
 from videoldm_core.errors import UserError
-from videoldm_core.objectives.task import Task
-from videoldm_core.randomness import SampleRng
+from videoldm_core.system.journal import Journal
 from videoldm_core.training.engine import took_step
-from videoldm_core.training.journal import Journal
 from videoldm_core.training.loop import Action
-from videoldm_core.training.players import Player, Turn
+from videoldm_core.training.task import Task
+from videoldm_core.training.train_module import Player, Turn
 
 
 def every(steps: int, action: Action, *, last: int) -> Action:

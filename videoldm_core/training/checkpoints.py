@@ -14,16 +14,16 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed
 
 from videoldm_core.errors import UserError
-from videoldm_core.files import disk_error, make_folder, publish_folder
 from videoldm_core.models.weights import check_keys, read_tensors
 from videoldm_core.records import Record
+from videoldm_core.system.files import disk_error, make_folder, publish_folder
 from videoldm_core.training.engine import (
     full_moments,
     full_tensors,
     restore_moments,
 )
 from videoldm_core.training.partitions import is_first_process
-from videoldm_core.training.players import Player
+from videoldm_core.training.train_module import Player
 
 KEPT = 2
 COMPLETE = "complete.json"

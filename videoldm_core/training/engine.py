@@ -20,8 +20,8 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
-from videoldm_core.command import RENDEZVOUS
 from videoldm_core.errors import UserError
+from videoldm_core.system.command import RENDEZVOUS
 from videoldm_core.training.optimizer import OptimizerConfig, adamw
 from videoldm_core.training.partitions import is_first_process, local_part
 

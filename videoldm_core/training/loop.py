@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from videoldm_core.data.loader import Batch
-from videoldm_core.randomness import SampleRng
+from videoldm_core.diffusion.sample_rng import SampleRng
 from videoldm_core.training.engine import set_learning_rate
-from videoldm_core.training.players import Player, Turn, unfreeze_only
+from videoldm_core.training.train_module import Player, Turn, unfreeze_only
 
 # (steps done, metrics of the last one); checkpoints, evaluation, the journal: nothing learning
 # needs

@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from videoldm_core.cascade import Stage
+from videoldm_core.cascade.stage import Stage
 from videoldm_core.errors import UserError
-from videoldm_core.job import Job
+from videoldm_core.jobs.job import Job
 from videoldm_core.models.weights import hold_frozen_in_bf16
-from videoldm_core.objectives.task import Task
 from videoldm_core.training.checkpoints import load_optimizers, load_weights
 from videoldm_core.training.ema import Ema
 from videoldm_core.training.engine import Engine, TorchEngine, deepspeed_engine
-from videoldm_core.training.players import Player
+from videoldm_core.training.task import Task
+from videoldm_core.training.train_module import Player
 
 
 def start_players(

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocessing.sources import find_sources
+from preprocessing.sources.folder import find_sources
 from preprocessing.world import film
 from preprocessing.world.canvas import ATMOSPHERES, Canvas
 from preprocessing.world.car import _body
 from preprocessing.world.render import SUPERSAMPLE, boxes_of_cars, camera_of
 from preprocessing.world.scene import compose_scene
-from videoldm_core.annotations import Vocabulary
-from videoldm_core.cascade import preset
+from videoldm_core.cascade.annotations import Vocabulary
+from videoldm_core.cascade.stage import preset
 
 SCENES = [compose_scene(index, seed=3) for index in range(24)]
 WORDS = Vocabulary(labels=preset("driving").labels, box_classes=("car",))

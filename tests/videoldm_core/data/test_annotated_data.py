@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from videoldm_core.annotations import Box, BoxedFrame, LabelKind, Vocabulary
+from videoldm_core.cascade.annotations import Box, BoxedFrame, LabelKind, Vocabulary
 from videoldm_core.data.loader import Batches, read_batch
 from videoldm_core.data.plan import BoxedFrames, Plan, Windows
 from videoldm_core.data.store import Store, open_store

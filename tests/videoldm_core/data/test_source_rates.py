@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videoldm_core.annotations import BoxedFrame
+from videoldm_core.cascade.annotations import BoxedFrame
 from videoldm_core.data.plan import BoxedFrames, Plan, Windows, keeps_up, window_count
 from videoldm_core.data.shards import LatentClip, from_members, to_members
 from videoldm_core.data.store import open_store

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from videoldm_core.annotations import Box, LabelKind, Vocabulary
+from videoldm_core.cascade.annotations import Box, LabelKind, Vocabulary
+from videoldm_core.diffusion.labels_boxes import told_of
 from videoldm_core.errors import UserError
 from videoldm_core.models.condition_tokens import ConditionTokens, load_tokens, load_vocabulary
 from videoldm_core.models.condition_tokens import condition_tokens_for as new_tokens
 from videoldm_core.models.image import UNetConfig
-from videoldm_core.told import told_of
 
 TIME = LabelKind(name="time", values=("day", "night"))
 WORDS = Vocabulary(labels=(TIME,), box_classes=("car", "bus"), max_boxes=3)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from videoldm_core.conditioning import FirstFrames, Given, KeyFrames, mark_known
+from videoldm_core.diffusion.conditioning import FirstFrames, Given, KeyFrames, mark_known
+from videoldm_core.diffusion.sample_rng import SampleRng
 from videoldm_core.models.image import UNetConfig
 from videoldm_core.models.temporal_layers import TemporalConfig
 from videoldm_core.models.video_unet import VideoUNet, temporal_layers_for
 from videoldm_core.objectives.denoising import ScheduleConfig
-from videoldm_core.randomness import SampleRng
 
 SHAPE = (2, 3, 4, 8, 8)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from videoldm_core.models.temporal import TemporalResBlock, TemporalTransformer, zeroed
+from videoldm_core.models.temporal_blocks import TemporalResBlock, TemporalTransformer, zeroed
 from videoldm_core.models.temporal_layers import TemporalConfig, TemporalLayers
 from videoldm_core.models.video_unet import VideoUNet, temporal_layers_for
 

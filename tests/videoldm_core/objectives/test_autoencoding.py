@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from videoldm_core.data.loader import Batch
-from videoldm_core.metrics.quality import psnr
+from videoldm_core.diffusion.sample_rng import SampleRng
+from videoldm_core.evaluation.quality import psnr
 from videoldm_core.models.discriminator import CriticConfig, hinge_loss
 from videoldm_core.models.image import AutoencoderConfig, latent_scale, load_vae
 from videoldm_core.objectives.autoencoding import Autoencoding, AutoencodingTask
-from videoldm_core.randomness import SampleRng
 from videoldm_core.training.engine import TorchEngine
 from videoldm_core.training.optimizer import OptimizerConfig
-from videoldm_core.training.players import Turn, unfreeze_only
+from videoldm_core.training.train_module import Turn, unfreeze_only
 
 NETWORK = AutoencoderConfig(widths=(8, 16), layers_per_block=1, groups=4)
 

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from videoldm_core.data.loader import Batch
+from videoldm_core.diffusion.sample_rng import SampleRng
 from videoldm_core.models.discriminator import CriticConfig, hinge_loss
 from videoldm_core.models.image import load_vae
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
 from videoldm_core.objectives.adversarial import adaptive_weight
 from videoldm_core.objectives.decoding import DecodingTask, TemporalDecoding
-from videoldm_core.randomness import SampleRng
 from videoldm_core.training.engine import TorchEngine
 from videoldm_core.training.optimizer import OptimizerConfig
-from videoldm_core.training.players import Turn, unfreeze_only
+from videoldm_core.training.train_module import Turn, unfreeze_only
 
 SHAPE = (2, 3, 3, 16, 16)
 

@@ -9,16 +9,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from videoldm_core.conditioning import AnyGiven, FirstFrames, KeyFrames, LowResolution, Nothing
 from videoldm_core.data.loader import Batch
+from videoldm_core.diffusion.conditioning import (
+    AnyGiven,
+    FirstFrames,
+    KeyFrames,
+    LowResolution,
+    Nothing,
+)
+from videoldm_core.diffusion.sample_rng import SampleRng
+from videoldm_core.models.denoiser import load_denoiser, predict
 from videoldm_core.models.image import UNetConfig
 from videoldm_core.models.temporal_layers import load_temporal_config
-from videoldm_core.objectives.denoiser import load_denoiser, predict
 from videoldm_core.objectives.denoising import Denoising, DenoisingTask, ScheduleConfig
-from videoldm_core.randomness import SampleRng
 from videoldm_core.training.engine import TorchEngine
 from videoldm_core.training.optimizer import OptimizerConfig
-from videoldm_core.training.players import Turn, unfreeze_only
+from videoldm_core.training.train_module import Turn, unfreeze_only
 
 NULL_TEXT = torch.full((4, 8), 7.0)
 UPSCALER = UNetConfig(

@@ -15,9 +15,9 @@ from tests.videoldm_core.objectives.test_told_denoising import (
     new_model,
     scene,
 )
-from videoldm_core.annotations import LabelKind, Vocabulary
+from videoldm_core.cascade.annotations import LabelKind, Vocabulary
+from videoldm_core.diffusion.labels_boxes import nothing_told, told_of
 from videoldm_core.objectives.denoising import Denoising
-from videoldm_core.told import nothing_told, told_of
 
 CROWD = LabelKind(name="crowdedness", values=("low", "high"))
 TWO = Vocabulary(labels=(TIME, CROWD), box_classes=("car",), max_boxes=2)

@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from videoldm_core.conditioning import LowResolution
 from videoldm_core.data.loader import Batch
-from videoldm_core.metrics.image_proofs import BeatsBilinear
-from videoldm_core.metrics.measuring import Evidence
-from videoldm_core.metrics.video_proofs import SteadierUpscaling
+from videoldm_core.diffusion.conditioning import LowResolution
+from videoldm_core.diffusion.sample_rng import SampleRng
+from videoldm_core.evaluation.image import BeatsBilinear
+from videoldm_core.evaluation.measuring import Evidence
+from videoldm_core.evaluation.video import SteadierUpscaling
+from videoldm_core.models.denoiser import load_denoiser
 from videoldm_core.models.image import AutoencoderConfig, UNetConfig
-from videoldm_core.objectives.denoiser import load_denoiser
 from videoldm_core.objectives.denoising import Denoising, DenoisingTask, ScheduleConfig
-from videoldm_core.randomness import SampleRng
 from videoldm_core.training.engine import TorchEngine
 from videoldm_core.training.optimizer import OptimizerConfig
-from videoldm_core.training.players import Turn
+from videoldm_core.training.train_module import Turn
 
 LOW = LowResolution(factor=4, max_noise_timestep=350)
 SIDE = 32  # px of a clip; latents are a quarter of it, as is the low resolution

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from videoldm_core.conditioning import KeyFrames, LowResolution
-from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.diffusion.conditioning import KeyFrames, LowResolution
+from videoldm_core.diffusion.schedule import NoiseSchedule
 from videoldm_core.errors import UserError
 from videoldm_core.objectives.denoising import Denoising, DenoisingTask, check_noise
 from videoldm_core.training.optimizer import OptimizerConfig

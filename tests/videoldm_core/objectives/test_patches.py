@@ -2,8 +2,8 @@
 
 import torch
 
+from videoldm_core.diffusion.sample_rng import SampleRng
 from videoldm_core.objectives.denoising import random_patches
-from videoldm_core.randomness import SampleRng
 
 
 def test_a_patch_is_the_same_place_in_all_frames_of_a_clip_and_another_in_other_clips():

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from videoldm_core.annotations import Box, GivenBox, LabelKind, Vocabulary
-from videoldm_core.conditioning import FirstFrames, Given
+from videoldm_core.cascade.annotations import Box, GivenBox, LabelKind, Vocabulary
 from videoldm_core.data.loader import Batch
+from videoldm_core.diffusion.conditioning import FirstFrames, Given
+from videoldm_core.diffusion.labels_boxes import told_of
+from videoldm_core.diffusion.sample_rng import SampleRng
 from videoldm_core.errors import UserError
+from videoldm_core.models.denoiser import load_denoiser, predict
 from videoldm_core.models.image import UNetConfig
-from videoldm_core.objectives.denoiser import load_denoiser, predict
 from videoldm_core.objectives.denoising import Denoising, DenoisingTask, ScheduleConfig
-from videoldm_core.randomness import SampleRng
-from videoldm_core.told import told_of
 from videoldm_core.training.engine import TorchEngine
 from videoldm_core.training.optimizer import OptimizerConfig
-from videoldm_core.training.players import Turn
+from videoldm_core.training.train_module import Turn
 
 TIME = LabelKind(name="time", values=("day", "night"))
 WORDS = Vocabulary(labels=(TIME,), box_classes=("car",), max_boxes=2)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from videoldm_core.conditioning import (
+from videoldm_core.cascade.sampling import SamplingConfig
+from videoldm_core.diffusion.conditioning import (
     AnyGiven,
     FirstFrames,
     KeyFrames,
@@ -17,14 +18,13 @@ from videoldm_core.conditioning import (
     Nothing,
     enlarge,
 )
-from videoldm_core.diffusion import NoiseSchedule
-from videoldm_core.objectives.denoiser import Denoiser
+from videoldm_core.diffusion.schedule import NoiseSchedule
+from videoldm_core.models.denoiser import Denoiser
 from videoldm_core.objectives.denoising import ScheduleConfig
-from videoldm_core.sampling.config import SamplingConfig
+from videoldm_core.sampling.clip_sampler import Drawing, Prompt, RoleModel, Texts
 from videoldm_core.sampling.decoding import Frames
-from videoldm_core.sampling.drawing import Drawing, Prompt, RoleModel, Texts
 from videoldm_core.sampling.guidance import Guidance
-from videoldm_core.sampling.long import Cascade, frames_of
+from videoldm_core.sampling.pipeline import Cascade, frames_of
 
 SIZE = (4, 2, 3)  # c h w of a latent
 SCALE = 0.5

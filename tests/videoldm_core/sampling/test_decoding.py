@@ -19,14 +19,14 @@ from tests.videoldm_core.sampling.fakes import (
     random_latents,
     with_low_resolution,
 )
-from videoldm_core.conditioning import LowResolution, enlarge
+from videoldm_core.cascade.sampling import SamplingConfig
+from videoldm_core.diffusion.conditioning import LowResolution, enlarge
 from videoldm_core.errors import UserError
 from videoldm_core.models.image import AutoencoderConfig
 from videoldm_core.models.video_decoder import VideoDecoder, temporal_decoder_for
 from videoldm_core.records import parse_record
-from videoldm_core.sampling.config import SamplingConfig
 from videoldm_core.sampling.decoding import Frames
-from videoldm_core.sampling.long import Cascade
+from videoldm_core.sampling.pipeline import Cascade
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from videoldm_core.conditioning import Given, mark_known
+from videoldm_core.diffusion.conditioning import Given, mark_known
+from videoldm_core.models.denoiser import Denoiser, predict
 from videoldm_core.models.image import UNetConfig
 from videoldm_core.models.temporal_layers import TemporalConfig
 from videoldm_core.models.video_unet import VideoUNet, temporal_layers_for
-from videoldm_core.objectives.denoiser import Denoiser, predict
 from videoldm_core.objectives.denoising import ScheduleConfig
 from videoldm_core.sampling.guidance import Guidance, guided_prediction
 

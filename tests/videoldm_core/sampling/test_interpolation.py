@@ -17,8 +17,8 @@ from tests.videoldm_core.sampling.fakes import (
     role,
     unheard,
 )
-from videoldm_core.conditioning import KeyFrames
-from videoldm_core.sampling.drawing import RoleModel
+from videoldm_core.diffusion.conditioning import KeyFrames
+from videoldm_core.sampling.clip_sampler import RoleModel
 from videoldm_core.sampling.interpolation import GROUPS_KEPT, Interpolation
 
 

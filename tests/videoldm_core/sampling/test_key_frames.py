@@ -19,14 +19,14 @@ from tests.videoldm_core.sampling.fakes import (
     starting,
     unheard,
 )
-from videoldm_core.conditioning import FirstFrames, Given, Nothing
+from videoldm_core.diffusion.conditioning import FirstFrames, Given, Nothing
 from videoldm_core.errors import UserError
+from videoldm_core.models.denoiser import Denoiser
 from videoldm_core.models.image import UNetConfig
 from videoldm_core.models.temporal_layers import TemporalConfig
 from videoldm_core.models.video_unet import VideoUNet, temporal_layers_for
-from videoldm_core.objectives.denoiser import Denoiser
 from videoldm_core.objectives.denoising import ScheduleConfig
-from videoldm_core.sampling.drawing import Drawing, Prompt, RoleModel, Texts
+from videoldm_core.sampling.clip_sampler import Drawing, Prompt, RoleModel, Texts
 from videoldm_core.sampling.key_frames import KeyFrameCalls
 
 FIRST = latents(0.0)

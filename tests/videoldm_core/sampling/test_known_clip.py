@@ -15,8 +15,8 @@ from diffusers import (
 from torch import Tensor
 
 from tests.videoldm_core.sampling.fakes import SCHEDULES
-from videoldm_core.cascade import preset
-from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.cascade.stage import preset
+from videoldm_core.diffusion.schedule import NoiseSchedule
 from videoldm_core.sampling.samplers import SAMPLERS, sample
 
 CLIP = 3 * torch.randn(1, 2, 4, 8, 8, generator=torch.Generator().manual_seed(5))

@@ -11,13 +11,13 @@ from safetensors.torch import save_file
 from tests.videoldm_core.releases import TINY, publish_all, request_for
 from tests.videoldm_core.single_files import in_the_authors_layout, vae_in_the_authors_layout
 from videoldm_core import generate as generating
-from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.diffusion.schedule import NoiseSchedule
 from videoldm_core.errors import UserError
 from videoldm_core.generate import generate, load_models
 from videoldm_core.models.image import AutoencoderConfig, UNetConfig, load_vae
-from videoldm_core.models.stable_diffusion import ImageModel
+from videoldm_core.models.pretrained.stable_diffusion import ImageModel
 from videoldm_core.objectives.denoising import ScheduleConfig
-from videoldm_core.sampling.drawing import Drawing
+from videoldm_core.sampling.clip_sampler import Drawing
 from videoldm_core.sampling.loading import load_cascade, read_release
 
 CPU = torch.device("cpu")

@@ -9,16 +9,16 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from tests.videoldm_core.releases import TINY, publish, request_for
-from videoldm_core.annotations import LabelKind, Vocabulary
+from videoldm_core.cascade.annotations import LabelKind, Vocabulary
 from videoldm_core.generate import generate, load_models, make
+from videoldm_core.jobs.published import part_paths
 from videoldm_core.models.condition_tokens import condition_tokens_for
+from videoldm_core.models.denoiser import Denoiser
 from videoldm_core.models.image import AutoencoderConfig, load_unet
 from videoldm_core.models.weights import hold_frozen_in_bf16
-from videoldm_core.objectives.denoiser import Denoiser
 from videoldm_core.sampling import loading
-from videoldm_core.sampling.drawing import Drawing
+from videoldm_core.sampling.clip_sampler import Drawing
 from videoldm_core.sampling.loading import load_cascade, read_release
-from videoldm_core.training.published import part_paths
 
 CPU = torch.device("cpu")
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from tests.videoldm_core.releases import TINY, request_for
-from videoldm_core.annotations import LabelKind, Vocabulary
-from videoldm_core.conditioning import KeyFrames
+from videoldm_core.cascade.annotations import LabelKind, Vocabulary
+from videoldm_core.diffusion.conditioning import KeyFrames
 from videoldm_core.errors import UserError
 from videoldm_core.models.condition_tokens import ConditionTokens
 from videoldm_core.objectives.denoising import ScheduleConfig

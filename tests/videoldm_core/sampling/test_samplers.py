@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.videoldm_core.sampling.fakes import SCHEDULES
-from videoldm_core.conditioning import Given, mark_known
-from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.cascade.sampling import SamplingConfig
+from videoldm_core.diffusion.conditioning import Given, mark_known
+from videoldm_core.diffusion.schedule import NoiseSchedule
 from videoldm_core.errors import UserError
-from videoldm_core.objectives.denoiser import Denoiser
+from videoldm_core.models.denoiser import Denoiser
 from videoldm_core.records import parse_record
-from videoldm_core.sampling.config import SamplingConfig
 from videoldm_core.sampling.guidance import Guidance, guided_prediction
 from videoldm_core.sampling.samplers import SAMPLERS, levels_of, sample
 

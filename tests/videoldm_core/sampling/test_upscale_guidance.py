@@ -9,12 +9,12 @@ from torch import Tensor
 
 from tests.videoldm_core.sampling.fakes import all_of, fake_cascade, frames_from, latents, net_of
 from tests.videoldm_core.single_files import unet_like, vae_like
-from videoldm_core.conditioning import LowResolution
-from videoldm_core.diffusion import NoiseSchedule
+from videoldm_core.cascade.sampling import SamplingConfig
+from videoldm_core.diffusion.conditioning import LowResolution
+from videoldm_core.diffusion.schedule import NoiseSchedule
+from videoldm_core.models.denoiser import Denoiser
 from videoldm_core.models.video_unet import VideoUNet
-from videoldm_core.objectives.denoiser import Denoiser
-from videoldm_core.sampling.config import SamplingConfig
-from videoldm_core.sampling.drawing import Drawing, Prompt, RoleModel, Texts
+from videoldm_core.sampling.clip_sampler import Drawing, Prompt, RoleModel, Texts
 
 LEVELS = {
     "num_train_timesteps": 1000,

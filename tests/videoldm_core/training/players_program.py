@@ -15,25 +15,25 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import distributed
 
-from videoldm_core.annotations import Box, LabelKind, Vocabulary
-from videoldm_core.cascade import Stage, preset
-from videoldm_core.conditioning import FirstFrames
+from videoldm_core.cascade.annotations import Box, LabelKind, Vocabulary
+from videoldm_core.cascade.stage import Stage, preset
 from videoldm_core.data.loader import Batch
+from videoldm_core.diffusion.conditioning import FirstFrames
+from videoldm_core.diffusion.labels_boxes import told_of
 from videoldm_core.errors import UserError
-from videoldm_core.job import Job
+from videoldm_core.jobs.job import Job
 from videoldm_core.models.discriminator import CriticConfig
 from videoldm_core.models.image import UNetConfig
 from videoldm_core.objectives.decoding import DecodingTask, TemporalDecoding
 from videoldm_core.objectives.denoising import Denoising, DenoisingTask, ScheduleConfig
-from videoldm_core.objectives.task import Task
-from videoldm_core.told import told_of
 from videoldm_core.training import actions
 from videoldm_core.training.checkpoints import latest_checkpoint, save_checkpoint
 from videoldm_core.training.engine import full_tensors, join_processes, leave_processes
 from videoldm_core.training.loop import Action, train
 from videoldm_core.training.optimizer import OptimizerConfig
-from videoldm_core.training.players import Turn
 from videoldm_core.training.start import start_players
+from videoldm_core.training.task import Task
+from videoldm_core.training.train_module import Turn
 
 GLOBAL_BATCH = 4
 HELDOUT = 1000  # number of a batch that no step sees

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from videoldm_core.data.loader import Batch
 from videoldm_core.errors import UserError
+from videoldm_core.system.journal import Journal
 from videoldm_core.training import actions
 from videoldm_core.training.ema import Ema
 from videoldm_core.training.engine import TorchEngine
-from videoldm_core.training.journal import Journal
 from videoldm_core.training.optimizer import OptimizerConfig
-from videoldm_core.training.players import Player, Turn, trainable_parameters
+from videoldm_core.training.train_module import Player, Turn, trainable_parameters
 
 
 def test_an_action_runs_every_so_often_and_at_the_end():

@@ -21,7 +21,7 @@ from videoldm_core.training.checkpoints import (
 from videoldm_core.training.ema import Ema
 from videoldm_core.training.engine import TorchEngine
 from videoldm_core.training.optimizer import OptimizerConfig
-from videoldm_core.training.players import Player, trainable_parameters
+from videoldm_core.training.train_module import Player, trainable_parameters
 
 
 def player(name: str = "denoiser", *, width: int = 3, seed: int = 0, starts_at: int = 0) -> Player:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from videoldm_core.data.loader import Batch
 from videoldm_core.training.loop import micro_batches, train, warmup_and_cooldown
 from videoldm_core.training.optimizer import OptimizerConfig
-from videoldm_core.training.players import Player, Turn, trainable_parameters
+from videoldm_core.training.train_module import Player, Turn, trainable_parameters
 
 Event = tuple[Any, ...]
 

@@ -9,21 +9,21 @@ import torch
 from torch import nn
 
 from videoldm_core.data.loader import Batch
+from videoldm_core.diffusion.sample_rng import SampleRng
 from videoldm_core.errors import UserError
-from videoldm_core.job import Job
+from videoldm_core.jobs.job import Job
 from videoldm_core.objectives.decoding import DecodingTask, TemporalDecoding
 from videoldm_core.objectives.denoising import Denoising, DenoisingTask
-from videoldm_core.randomness import SampleRng
 from videoldm_core.training import start
 from videoldm_core.training.checkpoints import save_checkpoint
 from videoldm_core.training.engine import TorchEngine
 from videoldm_core.training.optimizer import OptimizerConfig
-from videoldm_core.training.players import Player, Turn, trainable_parameters
 from videoldm_core.training.start import (
     micro_batches_per_step,
     release_players,
     start_players,
 )
+from videoldm_core.training.train_module import Player, Turn, trainable_parameters
 
 CPU = torch.device("cpu")
 

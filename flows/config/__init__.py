@@ -1,0 +1,1 @@
+"""One run as data: its run file, stage table and pretrained models."""

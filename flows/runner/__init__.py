@@ -1,0 +1,1 @@
+"""One command's work on a run: the Prefect flow, its display and its lock."""

@@ -1,0 +1,1 @@
+"""Serving a release: whose turn it is, and what is left behind."""

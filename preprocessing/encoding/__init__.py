@@ -1,0 +1,1 @@
+"""Clips encoded into published shards."""

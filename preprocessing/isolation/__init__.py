@@ -1,0 +1,1 @@
+"""Functions run in child processes with limits, which are believed little."""

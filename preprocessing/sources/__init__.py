@@ -1,0 +1,1 @@
+"""The user's videos with their captions, labels and boxes."""

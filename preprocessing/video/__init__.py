@@ -1,0 +1,1 @@
+"""Video files decoded into frames, exact in time, in isolated processes."""

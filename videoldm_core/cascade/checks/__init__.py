@@ -1,0 +1,1 @@
+"""Checks of a stage table that building its networks cannot make."""

@@ -1,0 +1,1 @@
+"""Stage tables with their numbers: one file per preset."""

@@ -1,0 +1,1 @@
+"""The diffusion process and its conditioning as plain formulas; knows no network."""

@@ -1,0 +1,1 @@
+"""Comparisons of a stage with its baselines on held-out clips."""

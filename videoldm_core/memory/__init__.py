@@ -1,0 +1,1 @@
+"""Memory that training and evaluating a stage take, counted before anything runs."""

@@ -1,1 +1,0 @@
-"""What each stage must beat, and by how much it does."""

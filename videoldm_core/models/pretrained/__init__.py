@@ -1,0 +1,1 @@
+"""Readers of pretrained models: diffusers folders, single files, LoRAs."""

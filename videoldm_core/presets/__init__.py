@@ -1,1 +1,0 @@
-"""The cascade with other numbers: one file per preset."""
