@@ -16,6 +16,7 @@ TRACKING_CREDENTIALS = (
     "give them as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (of a database, as its "
     "driver reads them: PGPASSWORD)"
 )
+PREFECT_DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
 _OF_S3 = "give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 # What the libraries read by themselves, and repeat in messages, logs and their own databases.
 ENVIRONMENT = {
@@ -87,6 +88,13 @@ def sqlite_address(file: Path, driver: str = "sqlite") -> str:
         if make_url(plain) == URL.create(driver, database=str(file)):
             return plain
     return URL.create(driver, database=str(file)).render_as_string(hide_password=False)
+
+
+def prefect_database(home: Path) -> dict[str, str]:
+    """What tells Prefect where its database is, for a PREFECT_HOME whose name it would misread."""
+    file, driver = home / "prefect.db", "sqlite+aiosqlite"
+    address = sqlite_address(file, driver)
+    return {} if address == f"{driver}:///{file}" else {PREFECT_DATABASE: address}
 
 
 @contextmanager

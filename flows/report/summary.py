@@ -1,6 +1,7 @@
 """The last screen of a run: did every stage prove its worth, and where is everything."""
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from flows.config.addresses import prefect_database
 from flows.config.load import tracking_uri
 from flows.config.run import RunConfig
 from flows.runner.terminal import Terminal, plain
@@ -94,11 +96,13 @@ def _show_places(run: RunConfig, terminal: Terminal) -> None:
         if path.exists():
             terminal.say(f"{name + ':':<12}{path}")
     uri = tracking_uri(run)
-    server = f"{_tool('mlflow')} ui --backend-store-uri {uri}"
+    server = f"{_tool('mlflow')} ui --backend-store-uri {shlex.quote(uri)}"
     terminal.say(f"{'MLflow:':<12}{server if uri.startswith('sqlite:') else uri}")
     home = run.out / "prefect"
     if home.is_dir():
-        terminal.say(f"{'Prefect:':<12}PREFECT_HOME={home} {_tool('prefect')} server start")
+        named = {"PREFECT_HOME": str(home), **prefect_database(home)}
+        given = " ".join(f"{name}={shlex.quote(value)}" for name, value in named.items())
+        terminal.say(f"{'Prefect:':<12}{given} {_tool('prefect')} server start")
 
 
 def _tool(name: str) -> str:

@@ -22,11 +22,12 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
+from flows.config.addresses import prefect_database
 from flows.launch import supervisor as leash
 from flows.runner.prefect_api import authorization, check_server
 from flows.runner.telemetry import silence_prefect
 from videoldm_core.errors import UserError
-from videoldm_core.system.files import disk_error
+from videoldm_core.system.files import append_private, disk_error, make_folder
 from videoldm_core.system.interpreter import python_command, python_environment
 
 START_S = 180.0  # a busy machine
@@ -106,7 +107,7 @@ def _is_told_already() -> bool:
 def _written(file: Path, password: str) -> Path:
     """A file that only this user can read, gone when the process ends as it should."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent, mode=0o700)
         file.unlink(missing_ok=True)  # a killed run's
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "w") as writing:
@@ -150,14 +151,15 @@ def _start(listener: socket.socket, password: str, log: Path) -> subprocess.Pope
     command += ["-m", "flows.runner.prefect_app", str(listener.fileno())]
     home = log.parent.absolute()
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
+        make_folder(log.parent, mode=0o700)
+        with append_private(log) as file:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={
+                    **prefect_database(home),
                     **os.environ,
                     **SERVER,
                     **NOT_OURS,

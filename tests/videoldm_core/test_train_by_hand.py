@@ -58,7 +58,8 @@ def test_what_is_published_is_the_average_of_steps_at_rates_that_rise_and_fall(j
     averages, heldout = steps_by_hand(job)
     assert {f"temporal.{name}" for name in published} == set(averages)
     for name, tensor in published.items():
-        assert torch.allclose(tensor, averages[f"temporal.{name}"], rtol=0, atol=1e-6), name
+        # Adam's first steps divide gradients near zero by their own size: rounding shows there.
+        assert torch.allclose(tensor, averages[f"temporal.{name}"], rtol=0, atol=1e-5), name
     assert heldout_lines(job) == pytest.approx(heldout, rel=1e-5)
 
 

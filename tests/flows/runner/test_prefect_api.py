@@ -82,8 +82,8 @@ def test_a_server_that_is_no_use_is_one_sentence_with_its_address(status, body, 
 
 @pytest.mark.parametrize("version", [prefect.__version__, "3.0.0"])
 def test_a_prefect_of_the_same_major_version_is_used(version, answering):
-    check_server(answering(200, json.dumps(version)))
-    check_server(answering(200, json.dumps(version)) + "/")
+    assert check_server(answering(200, json.dumps(version))) is None
+    assert check_server(answering(200, json.dumps(version)) + "/") is None
 
 
 def test_nothing_at_the_address_is_one_sentence():

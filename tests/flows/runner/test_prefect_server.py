@@ -251,6 +251,17 @@ def test_a_server_that_lets_everybody_in_is_not_believed(tmp_path, monkeypatch):
         server.shutdown()
 
 
+def test_the_folder_of_a_run_may_have_any_name(tmp_path):
+    name = "a%2Fb?c=d#e 'f' \"ü\": g"
+    held = hold(tmp_path / name)
+    try:
+        assert (tmp_path / name / "prefect" / "prefect.db").stat().st_size > 0
+        assert [path.name for path in tmp_path.iterdir()] == [name], "no table lies elsewhere"
+    finally:
+        held.process.kill()
+        held.process.communicate()
+
+
 def test_a_named_server_is_used(held, tmp_path, monkeypatch):
     from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 

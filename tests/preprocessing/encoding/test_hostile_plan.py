@@ -25,7 +25,7 @@ CLIP = Clip(
     ("field", "value"),
     [
         ("source", "../secret.mp4"),
-        ("source", "/home/user/secret.mp4"),
+        ("source", "/secret/a.mp4"),
         ("source", "a/../../secret.mp4"),
         ("source", "a.mp4\0.txt"),
         ("fps", 0),

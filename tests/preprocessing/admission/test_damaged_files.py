@@ -28,7 +28,7 @@ def test_a_damaged_file_is_admitted_as_what_can_be_decoded_or_refused_with_its_r
     check(try_damages(tmp_path / "short", range(150)), 150, before_bytes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_of_thousands_of_damaged_files_none_is_admitted_as_longer_than_it_can_be(tmp_path):
     before_bytes = peak_bytes()
