@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from flows.config.load import RUNFILES, load_run, sampling_of, store_run, tracking_uri
-from flows.config.run import RunConfig, table_of
+from flows.config.run import RunConfig
+from flows.config.stage_table import table_of
 from videoldm_core.cascade.annotations import GivenBox
 from videoldm_core.errors import UserError
 

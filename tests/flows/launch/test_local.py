@@ -14,7 +14,7 @@ from flows.launch.supervisor import marked_processes
 from videoldm_core.errors import UserError
 from videoldm_core.system.journal_reader import JournalReader
 
-from .launching import command_running, launch, wait_until
+from ..launching import command_running, launch, wait_until
 
 STUBBORN = """
 import os, pathlib, signal, subprocess, sys, time

@@ -13,7 +13,7 @@ from flows.launch import Cancelled, StageCrashed
 from flows.launch.local import environment
 from flows.launch.supervisor import marked_processes
 
-from .launching import command_running, launch, wait_until
+from ..launching import command_running, launch, wait_until
 
 NOTES = """
 import json, os, pathlib, sys, time

@@ -5,7 +5,7 @@ import pytest
 from flows.launch import StageCrashed
 from videoldm_core.errors import UserError
 
-from .launching import command_running, launch
+from ..launching import command_running, launch
 
 REFUSES = """
 import os, sys

@@ -103,8 +103,8 @@ def test_the_page_needs_no_other_file(page):
 REPORT = """
 import resource, sys
 from pathlib import Path
-from tests.flows.test_report import report_of
-from flows import video_preview
+from tests.flows.report.test_page import report_of
+from flows.report import video_preview
 import av, jinja2, PIL.Image
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

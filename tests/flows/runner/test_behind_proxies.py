@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.flows.test_proxies import Listener
+
+from tests.flows.runner.test_proxies import Listener
 
 ROOT = Path(__file__).parents[3]
 

@@ -25,7 +25,7 @@ from flows.runner.terminal import Terminal, duration
 from flows.steps.graph import Attempt, Made, Step
 from videoldm_core.errors import UserError
 
-from .launching import PATIENCE_S
+from ..launching import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -13,9 +13,9 @@ from prefect.filesystems import LocalFileSystem
 from prefect.results import ResultRecordMetadata, ResultStore
 from prefect.serializers import PickleSerializer
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from tests.flows.test_run import Workplace, new_crew
 
 from flows.runner.executor import make_due
+from tests.flows.runner.test_executor import Workplace, new_crew
 from videoldm_core.errors import UserError
 
 Answers = Callable[[str], tuple[int, dict]]

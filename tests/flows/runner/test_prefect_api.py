@@ -13,12 +13,12 @@ from prefect.settings import (
     PREFECT_API_KEY,
     temporary_settings,
 )
-from tests.flows.test_session import FakeLauncher
 
 from flows.config.load import load_run
 from flows.doctor import examine
 from flows.runner.prefect_api import check_server
 from flows.runner.session import work
+from tests.flows.runner.test_session import FakeLauncher
 from videoldm_core.errors import UserError
 
 

@@ -6,13 +6,13 @@ import shutil
 import stat
 
 import pytest
-from tests.flows.test_session import STAGES, FakeLauncher
 
 from flows.config.load import load_run
 from flows.registry.versions import registered_release
 from flows.released import lay_out
 from flows.runner.session import work
 from flows.tracking.tracker import Tracker
+from tests.flows.runner.test_session import STAGES, FakeLauncher
 from videoldm_core.errors import UserError
 from videoldm_core.jobs.published import part_paths
 

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.flows.test_report import write_video
 
 from flows.config.load import load_run
 from flows.launch import Command, StageCrashed
@@ -17,6 +16,7 @@ from flows.runner.session import evaluate, sample_to, work
 from flows.steps.data import StepRequest
 from flows.steps.graph import Made
 from flows.tracking.tracker import Tracker
+from tests.flows.report.test_page import write_video
 from videoldm_core.errors import UserError
 from videoldm_core.jobs.job import load_job
 from videoldm_core.jobs.published import PublishedStage, describe_parts, write_published

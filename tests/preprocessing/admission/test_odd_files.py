@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.preprocessing.test_admission_page import Page
 
 from preprocessing.admission.admit import admit, remarks_on
 from preprocessing.admission.examine import Progress
 from preprocessing.admission.record import read_admission
 from preprocessing.encoding.stores import StoreRequest, encode_pixels
 from preprocessing.sources.folder import survey_folder
+from tests.preprocessing.admission.test_page import Page
 from videoldm_core.cascade.annotations import LabelKind, Vocabulary
 from videoldm_core.cascade.stage import VideoFormat
 from videoldm_core.data.store import open_store

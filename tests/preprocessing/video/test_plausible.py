@@ -160,8 +160,8 @@ def test_facts_that_cannot_be_are_no_probe(wrong):
     [{"frames": 0}, {"frames": -8}, {"start_s": -1}, {"start_s": NAN}, {"fps": INFINITY}],
 )
 def test_a_clip_that_cannot_be_is_no_clip(wrong):
-    clip = {"key": "a", "source": "a.mp4", "source_digest": "d", "start_s": 0.0, "fps": 8.0}
-    clip |= {"frames": 8, "caption": "", "split": "train"}
+    clip = {"key": "0" * 16, "source": "a.mp4", "source_digest": "d" * 64}
+    clip |= {"start_s": 0.0, "fps": 8.0, "frames": 8, "caption": "", "split": "train"}
     assert Clip.model_validate(clip).times_s()[-1] == 7 / 8
     with pytest.raises(ValidationError):
         Clip.model_validate(clip | wrong)

@@ -24,7 +24,7 @@ ONE = ROWS * WIDTH * FLOAT32  # bytes of one activation
 PROGRAM = """
 from pathlib import Path
 import torch
-from tests.videoldm_core.training.test_live_memory import measured_model
+from tests.videoldm_core.memory.test_live import measured_model
 from videoldm_core.training.ema import Ema
 from videoldm_core.training.engine import TorchEngine
 from videoldm_core.training.optimizer import OptimizerConfig
