@@ -14,6 +14,7 @@ from videoldm_core.cascade.stage import VideoFormat
 from videoldm_core.data.store import open_store
 from videoldm_core.errors import UserError
 from videoldm_core.records import parse_record
+from videoldm_core.system.files import sha256_of_file
 
 HEIGHT, WIDTH = 96, 128
 FPS = 25
@@ -209,7 +210,7 @@ def test_stores_hold_deinterlaced_pictures_and_are_others_for_another_setting(tm
     clip = Clip(
         key="0" * 16,
         source=path.name,
-        source_digest="a",
+        source_digest=sha256_of_file(path),
         start_s=0.0,
         fps=FPS,
         frames=20,
