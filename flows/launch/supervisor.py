@@ -110,7 +110,7 @@ def _wait(children: list[subprocess.Popen]) -> End:
 
 
 def main() -> int:
-    """`leash.py [--processes N] [--log LOG] [--report FILE] GRACE_S COMMAND...`.
+    """`supervisor.py [--processes N] [--log LOG] [--report FILE] GRACE_S COMMAND...`.
 
     Returns the exit code of the process that failed, once all are gone. FILE gets a line of JSON
     with its rank.

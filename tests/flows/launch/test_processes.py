@@ -147,7 +147,7 @@ def test_killing_the_leash_itself_leaves_no_process(tmp_path, monkeypatch):
     thread.start()
     wait_until(lambda: all((tmp_path / f"rank{rank}").exists() for rank in range(2)))
     mark = environment_of(tmp_path, 1)["VIDEOLDM_LAUNCH"]
-    leash = next(p for p in marked_processes(mark) if b"leash.py" in command_words(p))
+    leash = next(p for p in marked_processes(mark) if b"supervisor.py" in command_words(p))
     os.kill(leash, signal.SIGKILL)
     thread.join()
     assert "was ended by signal 9" in errors[0]
