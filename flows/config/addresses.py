@@ -91,7 +91,7 @@ def sqlite_address(file: Path, driver: str = "sqlite") -> str:
 
 
 def prefect_database(home: Path) -> dict[str, str]:
-    """What tells Prefect where its database is, for a PREFECT_HOME whose name it would misread."""
+    """The setting of Prefect's database, for a PREFECT_HOME whose name it would misread."""
     file, driver = home / "prefect.db", "sqlite+aiosqlite"
     address = sqlite_address(file, driver)
     return {} if address == f"{driver}:///{file}" else {PREFECT_DATABASE: address}

@@ -1,4 +1,4 @@
-"""How much one request to a served release may ask for: a setting, kept in the release."""
+"""Limits of one request to a served release: a setting, kept in the release."""
 
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ LONGEST_CALL = 2  # times as many key frames as trained on, where all are made i
 
 
 class RequestLimits(Record):
-    """How much one request may ask for; more is refused in a sentence."""
+    """Limits of one request; more is refused in a sentence."""
 
     rows: int = Field(default=8, ge=1, le=10_000)  # videos
     prompt: int = Field(default=2000, ge=1, le=1_000_000)  # characters
@@ -50,7 +50,7 @@ def limits_of(run: "RunConfig", table: "Preset") -> RequestLimits:
 
 
 def _needed(run: "RunConfig", roles: "Mapping[str, Stage]") -> dict[str, int]:
-    """What the release's own video takes of every limit."""
+    """The share of every limit that the release's own video takes."""
     from videoldm_core.cascade.lengths import frame_count
 
     sample = run.sample

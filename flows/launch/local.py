@@ -14,8 +14,7 @@ import uuid
 from pathlib import Path
 from threading import Event
 
-from flows.launch import Cancelled, Command, OnLine, StageCrashed
-from flows.launch import supervisor as leash
+from flows.launch import Cancelled, Command, OnLine, StageCrashed, supervisor
 from flows.launch.handed import HandedFile
 from videoldm_core.errors import UserError
 from videoldm_core.system.command import RENDEZVOUS, REPORT
@@ -55,7 +54,7 @@ class LocalLauncher:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(command, report, rendezvous) | {leash.MARK: mark},
+                env=_environment(command, report, rendezvous) | {supervisor.MARK: mark},
                 pass_fds=[report.number, rendezvous.number],
                 start_new_session=True,
             )
@@ -74,7 +73,7 @@ class LocalLauncher:
         options = ["--processes", str(command.processes), "--log", str(command.log)]
         options += ["--report", report.path, str(self.grace_s)]
         module = [*python_command(), "-m", command.module, str(command.argument)]
-        return [*python_command(), leash.__file__, *options, *module]
+        return [*python_command(), supervisor.__file__, *options, *module]
 
 
 class _Logs:
@@ -85,7 +84,7 @@ class _Logs:
         try:
             command.log.parent.mkdir(parents=True, exist_ok=True)
             for rank in range(max(1, command.processes)):
-                path = leash.log_of_rank(command.log, rank)
+                path = supervisor.log_of_rank(command.log, rank)
                 with append_private(path) as file:
                     self.starts[path] = file.tell()
         except OSError as error:
@@ -167,7 +166,7 @@ def _let_go(held: subprocess.Popen, mark: str, grace_s: float) -> None:
     deadline = time.monotonic() + 2 * grace_s + 5
     while held.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    leash.end_marked(mark, grace_s if held.poll() is None else 0)
+    supervisor.end_marked(mark, grace_s if held.poll() is None else 0)
     held.wait()
 
 
@@ -182,7 +181,7 @@ def _failure(command: Command, exit_code: int, report: str, logs: _Logs) -> Exce
     sentences = [line["sentence"] for line in lines if "sentence" in line]
     if sentences:
         return UserError(sentences[0])
-    ends = [leash.End(**line) for line in lines if "rank" in line]
-    end = ends[0] if ends else leash.End(rank=0, exit_code=exit_code)
-    log = leash.log_of_rank(command.log, end.rank)
+    ends = [supervisor.End(**line) for line in lines if "rank" in line]
+    end = ends[0] if ends else supervisor.End(rank=0, exit_code=exit_code)
+    log = supervisor.log_of_rank(command.log, end.rank)
     return StageCrashed(command, end, logs.tail(log))

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flows.config.addresses import prefect_database
-from flows.launch import supervisor as leash
+from flows.launch import supervisor
 from flows.runner.prefect_api import authorization, check_server
 from flows.runner.telemetry import silence_prefect
 from videoldm_core.errors import UserError
@@ -147,7 +147,7 @@ def _refuse_after(server: subprocess.Popen, listener: socket.socket) -> None:
 
 def _start(listener: socket.socket, password: str, log: Path) -> subprocess.Popen:
     port = listener.getsockname()[1]
-    command = [*python_command(), leash.__file__, str(GRACE_S), *python_command()]
+    command = [*python_command(), supervisor.__file__, str(GRACE_S), *python_command()]
     command += ["-m", "flows.runner.prefect_app", str(listener.fileno())]
     home = log.parent.absolute()
     try:
@@ -170,7 +170,7 @@ def _start(listener: socket.socket, password: str, log: Path) -> subprocess.Pope
                     "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
                     # By default its pages are unpacked beside the package, which may be read-only.
                     "PREFECT_UI_STATIC_DIRECTORY": str(home / "ui"),
-                    leash.MARK: uuid.uuid4().hex,
+                    supervisor.MARK: uuid.uuid4().hex,
                 },
                 start_new_session=True,
                 cwd=home,  # Prefect's migrations put it before all other modules

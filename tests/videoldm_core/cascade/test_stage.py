@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import pytest
-import videoldm_core.presets
 
+import videoldm_core.cascade.presets
 from videoldm_core.cascade.stage import Preset, Stage, preset
 from videoldm_core.errors import UserError
 from videoldm_core.records import parse_record
 
 PRESETS = [
     preset(path.stem)
-    for path in sorted(Path(videoldm_core.presets.__path__[0]).glob("*.py"))
+    for path in sorted(Path(videoldm_core.cascade.presets.__path__[0]).glob("*.py"))
     if path.stem != "__init__"
 ]
 STAGES = [
